@@ -1,0 +1,64 @@
+"""Where the tests run: the CPU unless there is a CUDA device, and never on the network unless asked for."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _cuda_here() -> bool:
+    # Not asked of jax: importing it would fix its platform before it can be set.
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    driver = Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi")
+    return bool(driver) and any(importlib.util.find_spec(name) for name in plugins)
+
+
+def _network_asked(config: pytest.Config) -> bool:
+    return "network" in config.option.markexpr
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before any test module is imported: jax and huggingface_hub read these once.
+    if not os.environ.get("TEAL_TEST_GPU") and not _cuda_here():
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several workers share one GPU
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not _network_asked(config):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if _network_asked(config):
+        return
+    networked = [item for item in items if item.get_closest_marker("network")]
+    if networked:
+        config.hook.pytest_deselected(items=networked)
+        items[:] = [item for item in items if item not in networked]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import jax
+
+        if jax.default_backend() != "gpu":
+            pytest.skip(f"needs a CUDA device, jax runs on {jax.default_backend()}")
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The committed test data."""
+    return Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The project's shared folder beside the checkout (or TEAL_SHARED), with data too large to commit."""
+    directory = Path(os.environ.get("TEAL_SHARED") or ROOT.parent / "shared")
+    if not directory.is_dir():
+        pytest.skip(f"no shared folder at {directory} (TEAL_SHARED names another)")
+    return directory
