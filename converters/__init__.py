@@ -1,0 +1,29 @@
+"""Checkpoints in and out: HuggingFace's config and safetensors, and the files that TEAL's authors published.
+
+config = converters.read_config("Mistral-7B-v0.1")
+params = converters.read_params("Mistral-7B-v0.1", config, dtype="bfloat16")
+converters.export_checkpoint(params, config, "copy")
+histograms = converters.teal_published.read_histograms("models/Mistral-7B")
+"""
+
+from converters import teal_published as teal_published
+from converters.export import export_checkpoint as export_checkpoint
+from converters.hf_config import config_from_hf as config_from_hf
+from converters.hf_config import config_to_hf as config_to_hf
+from converters.hf_config import read_config as read_config
+from converters.keys import TensorKey as TensorKey
+from converters.keys import tensor_keys as tensor_keys
+from converters.reader import ProgressBar as ProgressBar
+from converters.reader import read_params as read_params
+
+__all__ = [
+    "ProgressBar",
+    "TensorKey",
+    "config_from_hf",
+    "config_to_hf",
+    "export_checkpoint",
+    "read_config",
+    "read_params",
+    "teal_published",
+    "tensor_keys",
+]

@@ -1,0 +1,158 @@
+"""HuggingFace safetensors -> parameters on the device, one tensor at a time.
+
+All headers are checked against the config before a single weight is read, so a wrong checkpoint fails in a moment.
+Then, shard by shard in file order: copy one tensor out of the mapped file, look for NaN, start its way to the device,
+where it is cast and transposed, and read the next one meanwhile. Host memory: one mapped shard and two tensors.
+"""
+
+import contextlib
+import functools
+from collections import Counter
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from converters.keys import TensorKey, check_shapes, is_ignored, set_leaf, tensor_keys
+from converters.shards import Header, find_shards, open_shard, read_headers
+from teal_jax.config import ModelConfig
+from teal_jax.errors import CheckpointError
+
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+"""The stored types that are read, as safetensors and as numpy name them."""
+
+# The exponent is all ones in inf and NaN and in nothing else: as an integer, the bits are at least this.
+_INF_BITS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
+_FLOAT16_MAX = 65504.0
+
+
+class ProgressBar(Protocol):
+    """What shows how far a read or an export has come."""
+
+    def start(self, description: str, total: int) -> None:
+        """Name the work and its number of steps."""
+
+    def advance(self, n: int = 1) -> None:
+        """`n` more steps are done."""
+
+
+def read_params(
+    directory: str | Path,
+    config: ModelConfig,
+    *,
+    dtype: Any = None,
+    device: jax.Device | jax.sharding.Sharding | None = None,
+    progress: ProgressBar | None = None,
+) -> dict[str, Any]:
+    """The weights in `directory` as the nested dict of arrays that the model takes; projections are `[d_in, d_out]`.
+
+    Args:
+      directory: holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
+      config: what the weights must fit, from `read_config`.
+      dtype: bfloat16, float16 or float32, by name or as a dtype; None keeps the stored one (of mixed ones, the dtype
+        of most weights).
+      device: where to put them; None is JAX's default device. A sharding must suit every tensor.
+      progress: told of every tensor.
+
+    Raises:
+      CheckpointError: missing, extra, duplicate or misshapen tensors, a missing, truncated or corrupt file, a dtype
+        that is not supported, a weight that is NaN or infinite, or a checkpoint that exists only as a pickle.
+    """
+    directory = Path(directory)
+    keys = tensor_keys(config)
+    headers = read_headers(directory, find_shards(directory))
+    _check(directory, config, keys, headers)
+    target = _target_dtype(dtype, headers, keys)
+    by_name = {key.name: key for key in keys}
+    params: dict[str, Any] = {}
+    if progress is not None:
+        progress.start("reading weights", len(keys))
+    in_flight: jax.Array | None = None
+    for file in sorted({header.file for header in headers.values()}):
+        with open_shard(directory / file) as shard:
+            # File order, so that the disk reads forward.
+            for name in shard.offset_keys():
+                if (key := by_name.get(name)) is None:
+                    continue
+                array = _to_device(_read(shard, file, name, target), key, target, device)
+                # Waiting for the one before bounds what is on its way, and still overlaps reading with sending.
+                jax.block_until_ready(in_flight)
+                in_flight = array
+                set_leaf(params, key.path, array)
+                if progress is not None:
+                    progress.advance()
+    jax.block_until_ready(in_flight)
+    return params
+
+
+def parse_dtype(dtype: Any) -> str:
+    """The name of a dtype that weights may have; raises `CheckpointError` for any other."""
+    name = ""
+    with contextlib.suppress(TypeError):
+        name = jnp.dtype(dtype).name
+    if name not in DTYPES.values():
+        raise CheckpointError(f"weights cannot have dtype {dtype!r}: expected one of {', '.join(DTYPES.values())}")
+    return name
+
+
+def _check(directory: Path, config: ModelConfig, keys: tuple[TensorKey, ...], headers: dict[str, Header]) -> None:
+    found = {name: header.shape for name, header in headers.items() if not is_ignored(name, config)}
+    check_shapes({key.name: key.shape for key in keys}, found, what=f"the checkpoint in {directory}")
+    for key in keys:
+        header = headers[key.name]
+        if header.dtype not in DTYPES:
+            raise CheckpointError(
+                f"{key.name} in {header.file} has dtype {header.dtype}: expected one of {', '.join(DTYPES)}",
+                hint="use the checkpoint in bfloat16, float16 or float32, not a quantised one",
+            )
+
+
+def _target_dtype(dtype: Any, headers: dict[str, Header], keys: tuple[TensorKey, ...]) -> str:
+    if dtype is not None:
+        return parse_dtype(dtype)
+    sizes: Counter[str] = Counter()
+    for key in keys:
+        sizes[DTYPES[headers[key.name].dtype]] += int(np.prod(key.shape))
+    return sizes.most_common(1)[0][0]
+
+
+def _read(shard: Any, file: str, name: str, target: str) -> np.ndarray:
+    array = shard.get_tensor(name)
+    if not is_finite(array):
+        raise CheckpointError(
+            f"{name} in {file} holds NaN or infinite weights", hint="the file is damaged: download the checkpoint again"
+        )
+    if target == "float16" and array.dtype != np.float16:
+        largest = float(max(array.max(), -array.min()))
+        if largest > _FLOAT16_MAX:
+            raise CheckpointError(
+                f"{name} in {file} holds {largest:.4g}, more than float16 can ({_FLOAT16_MAX:.0f})",
+                hint="read it as bfloat16 or float32",
+            )
+    return array
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite.
+
+    Two integer maxima over the same bits, as signed for the positive half and unsigned for the negative one: they
+    run at the speed of memory and allocate nothing, where `np.isfinite` is slow in bfloat16 and makes a mask.
+    """
+    inf = _INF_BITS[array.dtype.name]
+    width = 8 * array.dtype.itemsize
+    sign = 1 << (width - 1)
+    return bool(array.view(f"int{width}").max() < inf and array.view(f"uint{width}").max() < sign + inf)
+
+
+def _to_device(array: np.ndarray, key: TensorKey, dtype: str, device: Any) -> jax.Array:
+    # Transposed on the device: there it is a blocked copy at memory speed, on a CPU in parallel, where numpy's
+    # strided copy takes 2-3 times as long on one core and needs the host to hold both layouts.
+    return _arrange(jax.device_put(array, device), transpose=key.transpose, dtype=dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("transpose", "dtype"))
+def _arrange(x: jax.Array, *, transpose: bool, dtype: str) -> jax.Array:
+    x = x.astype(dtype)
+    return x.T if transpose else x
