@@ -1,0 +1,97 @@
+"""The whole decoder: embedding, blocks, final norm, lm_head. Layers are unrolled: a scan would copy the weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from pallas_kernels.reference import matmul
+from teal_jax.config import ModelConfig
+from teal_jax.nn.attention import make_context
+from teal_jax.nn.block import Block, Taps
+from teal_jax.nn.cache import KVCache
+from teal_jax.nn.gates import Gate
+from teal_jax.nn.norm import RMSNorm
+
+type Observer = Callable[[Taps, Gate], Any]
+"""Called once a layer, inside jit, with the layer's taps and gates; what it returns is collected in a list."""
+
+
+class Embedding(nnx.Module):
+    """Token vectors `[vocab, d_model]`."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike):
+        init = jax.nn.initializers.normal(0.02)
+        self.weight = nnx.Param(init(rngs.params(), (config.vocab_size, config.d_model), dtype))
+
+
+class Head(nnx.Module):
+    """The lm_head `[d_model, vocab]`; always dense."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike):
+        init = jax.nn.initializers.normal(0.02)
+        self.weight = nnx.Param(init(rngs.params(), (config.d_model, config.vocab_size), dtype))
+
+
+class Decoder(nnx.Module):
+    """A Llama- or Mistral-family decoder. Initialised at random; the converters bring trained weights."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32):
+        self.config = config
+        self.embed = Embedding(config, rngs=rngs, dtype=dtype)
+        self.layers = nnx.List([Block(config, rngs=rngs, dtype=dtype) for _ in range(config.num_layers)])
+        self.final_norm = RMSNorm(config.d_model, eps=config.norm_eps, dtype=dtype)
+        if not config.tie_embeddings:
+            self.lm_head = Head(config, rngs=rngs, dtype=dtype)
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        gates: Gate,
+        *,
+        mask: jax.Array | None = None,
+        observe: Observer | None = None,
+    ) -> tuple[jax.Array, list[Any]]:
+        """The residual stream after the last block, before the final norm, for whole sequences.
+
+        Args:
+          tokens: int32 `[batch, seq]`.
+          gates: `Dense()` or a `Threshold` with `[layers, 7]` values.
+          mask: bool `[batch, seq]`, False for padding, on either side; None: all real.
+          observe: see `Observer`.
+
+        Returns:
+          `[batch, seq, d_model]`, and the observations (empty without an observer).
+        """
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+        context = make_context(self.config, mask, None)
+        x = self.embed.weight[...][tokens]
+        observed = []
+        for i, block in enumerate(self.layers):
+            x, _, taps = block(x, gates[i], context)
+            if observe is not None:
+                observed.append(observe(taps, gates[i]))
+        return x, observed
+
+    def extend(
+        self, tokens: jax.Array, gates: Gate, cache: KVCache, *, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, KVCache]:
+        """As `hidden`, for tokens `[batch, seq]` that follow those in the cache; also the cache with them in it."""
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+        context = make_context(self.config, mask, cache)
+        x = self.embed.weight[...][tokens]
+        keys, values = [], []
+        for i, block in enumerate(self.layers):
+            x, written, _ = block(x, gates[i], context, (cache.keys[i], cache.values[i]))
+            keys.append(written[0])
+            values.append(written[1])
+        length = cache.length + mask.sum(axis=1, dtype=jnp.int32)
+        return x, KVCache(tuple(keys), tuple(values), length, cache.capacity)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Float32 logits `[..., vocab]` of the residual stream `[..., d_model]`."""
+        x = self.final_norm(x)
+        weight = self.embed.weight[...].T if self.config.tie_embeddings else self.lm_head.weight[...]
+        return matmul(x, weight, out_dtype=jnp.float32)
