@@ -1,0 +1,68 @@
+"""Training-free activation sparsity for Llama- and Mistral-family models, in JAX.
+
+>>> import teal_jax
+>>> fast = teal_jax.load_and_sparsify("embedded", 0.4)
+>>> print(teal_jax.generate(fast, "Once upon a time"))
+
+Names are imported on first use, so that `import teal_jax` stays fast.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from teal_jax.allocation import allocate as allocate
+    from teal_jax.calibration import calibrate as calibrate
+    from teal_jax.chat import Chat as Chat
+    from teal_jax.config import ModelConfig as ModelConfig
+    from teal_jax.errors import TealError as TealError
+    from teal_jax.generation import generate as generate
+    from teal_jax.generation import stream as stream
+    from teal_jax.greedy import GreedySettings as GreedySettings
+    from teal_jax.loading import load as load
+    from teal_jax.loading import load_and_sparsify as load_and_sparsify
+    from teal_jax.model import LanguageModel as LanguageModel
+    from teal_jax.model import random_model as random_model
+    from teal_jax.plan import SparsityPlan as SparsityPlan
+    from teal_jax.sampling import Greedy as Greedy
+    from teal_jax.sampling import Sampling as Sampling
+    from teal_jax.scoring import perplexity as perplexity
+    from teal_jax.statistics import Calibration as Calibration
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Calibration": "statistics",
+    "Chat": "chat",
+    "Greedy": "sampling",
+    "GreedySettings": "greedy",
+    "LanguageModel": "model",
+    "ModelConfig": "config",
+    "Sampling": "sampling",
+    "SparsityPlan": "plan",
+    "TealError": "errors",
+    "allocate": "allocation",
+    "calibrate": "calibration",
+    "generate": "generation",
+    "load": "loading",
+    "load_and_sparsify": "loading",
+    "perplexity": "scoring",
+    "random_model": "model",
+    "stream": "generation",
+}
+"""Public names and the modules they live in."""
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'teal_jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"teal_jax.{_HOME[name]}"), name)
+    # Kept, so that the next access does not come here.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,88 @@
+import shutil
+
+import numpy as np
+import pytest
+
+import teal_jax
+from teal_jax.errors import CheckpointError, DataError, ModelNotFoundError, SparsityError
+
+STORY = "Once there was a small boat. It sailed over the wide blue sea and came home in the evening. "
+
+
+@pytest.fixture
+def hub_cache(tmp_path, fixtures, monkeypatch):
+    """A HF cache, offline, that holds the tiny Mistral under the name of the real one."""
+    root = tmp_path / "hub" / "models--mistralai--Mistral-7B-v0.1"
+    commit = "26bca36bde8333b5d7f72e9ed20ccda6a618af24"
+    shutil.copytree(fixtures / "tiny_mistral", root / "snapshots" / commit)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(commit)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+def test_load_and_sparsify_mistral_7b(hub_cache):
+    fast = teal_jax.load_and_sparsify(
+        "mistral-7b", 0.4, data=STORY * 60, num_tokens=512, seq_len=64, dtype="float32", progress=False
+    )
+    assert fast.name == "mistral-7b"
+    assert fast.plan.method == "greedy"
+    assert fast.plan.model_sparsity == pytest.approx(0.4)
+    out = teal_jax.generate(fast, "Once there was", max_new_tokens=8)
+    assert len(out.tokens) == 8
+    again = teal_jax.generate(fast.dense(), "Once there was", max_new_tokens=8)
+    assert fast.dense().plan is None
+    assert again.tokens != out.tokens or again.text == out.text
+    scored = teal_jax.perplexity(fast, STORY * 5, context=24, window=8, progress=False)
+    assert scored.realised_sparsity == pytest.approx(0.4, abs=0.08)
+    fast.save(hub_cache / "out")
+    reloaded = teal_jax.load(hub_cache / "out")
+    np.testing.assert_array_equal(teal_jax.generate(reloaded, "Once there was", max_new_tokens=8).tokens, out.tokens)
+
+
+def test_without_data_it_warns_and_takes_the_bundled_text(hub_cache):
+    with pytest.warns(UserWarning, match="bundled"):
+        fast = teal_jax.load_and_sparsify(
+            "mistral-7b", 0.3, method="uniform", num_tokens=256, seq_len=64, progress=False
+        )
+    assert fast.plan.notes["calibration"]["data"] == "bundled stories"
+
+
+def test_plans_and_calibrations_are_taken_as_files(hub_cache):
+    lm = teal_jax.load("mistral-7b", progress=False)
+    calibration = teal_jax.calibrate(lm, STORY * 60, num_tokens=256, seq_len=64, progress=False)
+    plan = teal_jax.allocate(lm, calibration, 0.5, method="uniform")
+    calibration.save(hub_cache / "c.npz")
+    plan.save(hub_cache / "p.json")
+    options = {"method": "uniform", "progress": False}
+    by_plan = teal_jax.load_and_sparsify("mistral-7b", 0.5, plan=hub_cache / "p.json", **options)
+    by_calibration = teal_jax.load_and_sparsify("mistral-7b", 0.5, calibration=str(hub_cache / "c.npz"), **options)
+    np.testing.assert_array_equal(by_plan.plan.thresholds, by_calibration.plan.thresholds)
+    with pytest.raises(ValueError, match="target is 0.5"):
+        teal_jax.load_and_sparsify("mistral-7b", 0.4, plan=plan, **options)
+
+
+def test_errors_come_before_any_work(hub_cache):
+    with pytest.raises(SparsityError, match=r"\[0, 1\)"):
+        teal_jax.load_and_sparsify("mistral-7b", 40)
+    with pytest.raises(ModelNotFoundError, match="mistral-7b"):
+        teal_jax.load("mistral-7", progress=False)
+
+
+def test_a_checkpoint_without_tokenizer_takes_tokens_only(fixtures):
+    lm = teal_jax.load(fixtures / "tiny_biases", dtype="float32", progress=False)
+    assert lm.tokenizer is None
+    with pytest.raises(DataError, match="no tokenizer"):
+        teal_jax.calibrate(lm, STORY, progress=False)
+    tokens = np.arange(32, dtype=np.int32)[None]
+    assert teal_jax.perplexity(lm, tokens, context=16, window=8, progress=False).num_tokens == 31
+
+
+def test_a_broken_checkpoint(tmp_path, fixtures):
+    broken = shutil.copytree(fixtures / "tiny_llama3", tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError):
+        teal_jax.load(broken, progress=False)
