@@ -1,0 +1,67 @@
+"""`teal convert`: HuggingFace checkpoint to artifact, and back."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from teal_jax.cli.models import open_model
+from teal_jax.cli.options import Debug, Dtype, Json, Model, Offline, Overwrite, Quiet, Revision, examples
+from teal_jax.cli.session import Session
+
+EPILOG = examples(
+    "teal convert mistral-7b -o mistral",
+    "teal convert ./checkpoint -o model --dtype bfloat16",
+    "teal convert ./artifact -o hf --to hf",
+)
+
+
+class Layout(enum.StrEnum):
+    """What is written."""
+
+    artifact = "artifact"
+    hf = "hf"
+
+
+def command(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to.", show_default=False)],
+    to: Annotated[Layout, typer.Option("--to", help="Layout: ours, or HuggingFace's.")] = Layout.artifact,
+    dtype: Dtype = None,
+    overwrite: Overwrite = False,
+    revision: Revision = None,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Import a HuggingFace checkpoint as an artifact, or export one to HuggingFace's layout."""
+    with Session(quiet=quiet, as_json=as_json, debug=debug, offline=offline) as session:
+        lm = open_model(session, model, dtype=dtype, revision=revision)
+        if to is Layout.artifact:
+            from teal_jax.artifact import save
+
+            path = save(lm, output, overwrite=overwrite)
+        else:
+            if lm.plan is not None:
+                session.note("HuggingFace's layout has no place for the sparsity plan: only the weights are written")
+            path = _export(session, lm, output, overwrite)
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        values = {"path": str(path), "layout": to.value, "dtype": str(lm.dtype), "bytes": size}
+        session.result(values | {"parameters": lm.config.num_params}, f"{path}  ({lm.dtype}, {size / 1e6:,.1f} MB)")
+
+
+def _export(session: Session, lm, output: Path, overwrite: bool) -> Path:
+    import tempfile
+
+    from converters import export_checkpoint
+    from teal_jax.progress import Bar
+
+    with tempfile.TemporaryDirectory() as folder, Bar(enabled=session.progress) as bar:
+        if lm.tokenizer is not None:
+            lm.tokenizer.save(folder)
+        files = [path for path in Path(folder).iterdir() if path.is_file()]
+        return export_checkpoint(
+            lm.params["weights"], lm.config, output, overwrite=overwrite, copy_files=files, progress=bar
+        )

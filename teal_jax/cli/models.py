@@ -1,0 +1,74 @@
+"""From the options of a command to a model: loaded, and under the sparsity asked for."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teal_jax.cli.session import Session
+
+if TYPE_CHECKING:
+    from teal_jax.model import LanguageModel
+    from teal_jax.plan import SparsityPlan
+    from teal_jax.statistics import Calibration
+
+
+def open_model(
+    session: Session, name: str, *, dtype: str | None = None, revision: str | None = None
+) -> "LanguageModel":
+    """The model called `name`."""
+    from teal_jax.loading import load
+
+    return load(name, dtype=dtype, revision=revision, offline=session.offline, progress=session.progress)
+
+
+class Sparsifier:
+    """Puts a model under any target; calibrates it when first needed, from what was saved with it if possible."""
+
+    def __init__(self, session: Session, lm: "LanguageModel", name: str, **calibration: Any):
+        """`name` is what `lm` was loaded as; `calibration` are arguments of `teal_jax.calibrate`."""
+        self._session, self._lm, self._name = session, lm, name
+        self._arguments = calibration
+        self._calibration: Calibration | None = None
+
+    @property
+    def calibration(self) -> "Calibration":
+        """The calibration saved with the artifact, or a new one."""
+        from teal_jax.artifact import saved_calibration
+        from teal_jax.calibration import calibrate
+
+        if self._calibration is None and self._arguments.get("data") is None:
+            self._calibration = saved_calibration(Path(self._name).expanduser())
+        if self._calibration is None:
+            self._calibration = calibrate(self._lm, progress=self._session.progress, **self._arguments)
+        return self._calibration
+
+    @calibration.setter
+    def calibration(self, calibration: "Calibration") -> None:
+        self._calibration = calibration
+
+    def plan(self, target: float, method: str = "greedy") -> "SparsityPlan":
+        """A plan for `target`."""
+        from teal_jax.allocation import allocate
+
+        return allocate(self._lm, self.calibration, target, method=method, progress=self._session.progress)
+
+    def __call__(self, target: float, method: str = "greedy") -> "LanguageModel":
+        """The model at `target`; 0 is dense."""
+        if target == 0:
+            return self._lm.dense()
+        plan = self._lm.plan
+        if plan is not None and abs(plan.target - target) < 1e-9 and plan.method == method:
+            return self._lm
+        return self._lm.sparsify(self.plan(target, method))
+
+
+def choose(
+    session: Session, name: str, sparsity: float | None, plan: Path | None, **loading: Any
+) -> tuple["LanguageModel", Sparsifier]:
+    """The model under `sparsity` or `plan`, as it was saved where neither is given; and its sparsifier."""
+    from teal_jax.plan import SparsityPlan
+
+    lm = open_model(session, name, **loading)
+    sparsifier = Sparsifier(session, lm, name)
+    if plan is not None:
+        return lm.sparsify(SparsityPlan.load(plan)), sparsifier
+    return lm if sparsity is None else sparsifier(sparsity), sparsifier

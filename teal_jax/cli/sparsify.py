@@ -1,0 +1,70 @@
+"""`teal sparsify`: everything from a checkpoint to a saved sparse model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from teal_jax.cli.models import Sparsifier, open_model
+from teal_jax.cli.options import (
+    CalibrationText,
+    CalibrationTokens,
+    Debug,
+    Dtype,
+    Json,
+    Method,
+    MethodName,
+    Model,
+    Offline,
+    Overwrite,
+    Quiet,
+    Revision,
+    Seed,
+    SeqLen,
+    Target,
+    examples,
+)
+from teal_jax.cli.session import Session
+
+EPILOG = examples(
+    "teal sparsify mistral-7b --sparsity 0.4 -o mistral-40",
+    "teal sparsify mistral-40 -s 0.5 -o mistral-50   (its saved calibration is used: no new pass)",
+    "teal generate mistral-40 -p 'Once upon a time'",
+)
+
+
+def command(
+    model: Model,
+    sparsity: Target,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", show_default=False, help="Where to.")],
+    method: Method = MethodName.greedy,
+    data: CalibrationText = None,
+    tokens: CalibrationTokens = 20480,
+    seq_len: SeqLen = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Load, calibrate, allocate and save: the artifact holds weights, plan, calibration and tokenizer."""
+    with Session(quiet=quiet, as_json=as_json, debug=debug, offline=offline) as session:
+        from teal_jax.artifact import save
+        from teal_jax.errors import ArtifactError
+        from teal_jax.tables import plan_line
+
+        # Known now, and not only after an hour of calibration.
+        if output.exists() and not overwrite:
+            raise ArtifactError(f"{output} exists", hint="choose another name, or --overwrite")
+        lm = open_model(session, model, dtype=dtype, revision=revision)
+        sparsifier = Sparsifier(session, lm, model, data=data or None, num_tokens=tokens, seq_len=seq_len, seed=seed)
+        plan = sparsifier.plan(sparsity, method.value)
+        path = save(lm.sparsify(plan), output, calibration=sparsifier.calibration, overwrite=overwrite)
+        values = {"path": str(path), "target": plan.target, "model_sparsity": plan.model_sparsity}
+        session.result(
+            values | {"method": plan.method, "calibration": sparsifier.calibration.notes},
+            f"{path}  ({plan_line(plan)})",
+        )
