@@ -85,7 +85,8 @@ def main() -> None:
         "uniform_blocks": [plan.notes["allocation"]["uniform_blocks"] for plan in plans],
         "peak_device_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
         "device": jax.devices()[0].device_kind,
-        "versions": {name: metadata.version(name) for name in ("jax", "flax", "numpy")} | {"python": platform.python_version()},
+        "versions": {name: metadata.version(name) for name in ("jax", "flax", "numpy")}
+        | {"python": platform.python_version()},
     }
     print(json.dumps(report, indent=1))
     if options.out:

@@ -66,7 +66,7 @@ def export_checkpoint(
     if absent := [str(source) for source in sources if not source.is_file()]:
         raise ArtifactError(f"no such file: {', '.join(absent)}")
     if progress is not None:
-        progress.start("writing weights", len(tensors))
+        progress.start("Writing weights", len(tensors))
     with _written_aside(directory) as folder:
         for source in sources:
             shutil.copyfile(source, folder / source.name)

@@ -68,7 +68,7 @@ def read_params(
     by_name = {key.name: key for key in keys}
     params: dict[str, Any] = {}
     if progress is not None:
-        progress.start("reading weights", len(keys))
+        progress.start("Reading weights", len(keys))
     in_flight: jax.Array | None = None
     for file in sorted({header.file for header in headers.values()}):
         with open_shard(directory / file) as shard:

@@ -93,8 +93,10 @@ def allocate(
             f"the calibration is for another model ({calibration.notes.get('model', 'unknown')})",
             hint="calibrate this model: teal_jax.calibrate(lm, ...)",
         )
-    settings = settings or _walked(calibration, target) or GreedySettings()
-    if error is not None:
+    if settings is None:
+        default = GreedySettings(error=error or GreedySettings.error)
+        settings = _walked(calibration, target, default.error) or default
+    elif error is not None:
         settings = dataclasses.replace(settings, error=error)
     shares, notes = METHODS[method](lm, calibration, target, settings, progress)
     return SparsityPlan(
@@ -109,9 +111,9 @@ def allocate(
     )
 
 
-def _walked(calibration: Calibration, target: float) -> GreedySettings | None:
-    """The settings of the path already there, if it reaches `target`: who states none takes what has been searched."""
+def _walked(calibration: Calibration, target: float, error: str) -> GreedySettings | None:
+    """The settings of the path already there, if it has this error and reaches `target`: who states none takes it."""
     path = calibration.path
-    if path is None or target > path.effective[-1]:
+    if path is None or path.settings["error"] != error or target > path.effective[-1]:
         return None
     return GreedySettings(**{field.name: path.settings[field.name] for field in dataclasses.fields(GreedySettings)})

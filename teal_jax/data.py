@@ -67,7 +67,7 @@ def _read_file(path: Path) -> list[str]:
             hint="convert it, for example: iconv -f latin1 -t utf-8",
         ) from error
     if path.suffix == ".txt":
-        return text.split(DOCUMENT_SEPARATOR)
+        return [document.strip("\n") for document in text.split(DOCUMENT_SEPARATOR)]
     return [_json_line(line, f"{path}:{number}") for number, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 

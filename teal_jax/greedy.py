@@ -95,7 +95,7 @@ def greedy_path(
         paths.append(jax.tree.map(np.asarray, path))
     rungs, error, rival, candidates = (np.stack(field) for field in zip(*paths, strict=True))
     sparsity = np.stack([np.asarray(grid.ladders[i])[rungs[..., i]] for i in range(len(PROJECTIONS))], axis=-1)
-    facts = dataclasses.asdict(settings) | {"rows": len(tokens), "seq_len": seq, "block_evaluations": 8 * grid.steps}
+    facts = dataclasses.asdict(settings) | {"rows": len(tokens), "seq_len": seq}
     return GreedyPath(sparsity, grid.effective, error, rival, candidates, facts)
 
 

@@ -21,7 +21,9 @@ TINY = ModelConfig(
 )
 
 
-def tiny_model(config: ModelConfig = TINY, *, seed: int = 0, scale: float = 6.0, dtype: str = "float32") -> LanguageModel:
+def tiny_model(
+    config: ModelConfig = TINY, *, seed: int = 0, scale: float = 6.0, dtype: str = "float32"
+) -> LanguageModel:
     """Random weights large enough that logits, attention and thresholds matter."""
     import jax
     import jax.numpy as jnp

@@ -102,7 +102,7 @@ class Attention(nnx.Module):
         return self._heads(self.v_proj(x, gate))
 
     def _heads(self, x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:-1], -1, self.head_dim)
+        return x.reshape(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim)
 
     def __call__(
         self, x: jax.Array, gates: Gate, context: Context, cache: tuple[jax.Array, jax.Array] | None

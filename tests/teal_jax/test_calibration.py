@@ -124,7 +124,7 @@ def test_wrong_use(lm, tokens, calibration):
         teal_jax.calibrate(lm, tokens, threshold_rule="guess", progress=False)
     with pytest.raises(ValueError, match=">= 0"):
         calibration.thresholds(-0.1)
-    with pytest.raises(DataError, match="vocab|must lie in"):
+    with pytest.raises(DataError, match="must lie in"):
         teal_jax.calibrate(lm, np.full((1, 8), 61), progress=False)
     other = tiny_model(dataclasses.replace(TINY, d_mlp=96))
     with pytest.raises(PlanError, match="another model"):

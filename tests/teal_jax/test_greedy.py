@@ -39,13 +39,13 @@ def reference_error(lm, layer, x, thresholds, positions, error):
     return np.sqrt((difference**2).sum(axis=1)).mean()
 
 
-@pytest.mark.parametrize("error", ["mse", "teal"])
+@pytest.mark.parametrize(("error", "dense"), [("mse", 10), ("teal", 10), ("mse", 0)])
 @pytest.mark.parametrize("config", [TINY, dataclasses.replace(TINY, sliding_window=6, attention_bias=True)])
-def test_candidate_errors_match_whole_blocks(config, error):
+def test_candidate_errors_match_whole_blocks(config, error, dense):
     lm = tiny_model(config)
     x = np.asarray(np.random.default_rng(0).normal(size=(2, 24, 32)), np.float32)
     now, tried, uniform = (np.linspace(*span, 7).astype(np.float32) for span in ((0.1, 0.5), (0.3, 0.9), (0.2, 0.2)))
-    positions = Positions(dense=10, scored=7)
+    positions = Positions(dense=dense, scored=7)
     params = lm.params["weights"]["layers"][1]
 
     @jax.jit
@@ -106,6 +106,14 @@ def test_greedy_is_never_worse_than_uniform_on_its_objective(lm, calibration):
                 np.testing.assert_allclose(plan.sparsity[layer], path.effective[row])
             else:
                 assert path.error[layer, row] <= path.uniform_error[layer, row]
+
+
+def test_who_states_no_settings_takes_the_path_there_but_never_another_error(lm, calibration):
+    kept = calibration.path
+    assert teal_jax.allocate(lm, calibration, 0.3, progress=False).notes["allocation"]["step"] == 0.1
+    other = dataclasses.replace(calibration, path=dataclasses.replace(kept, settings=kept.settings | {"error": "teal"}))
+    assert teal_jax.allocate(lm, other, 0.3, progress=False).notes["allocation"]["error"] == "mse"
+    assert calibration.path is kept
 
 
 def test_a_worse_block_falls_back_to_uniform_and_says_so(lm, calibration):

@@ -140,9 +140,7 @@ def test_user_loops_jit_scan_while_and_vmap():
         (token, cache), _ = advance((token, cache), None)
         return i + 1, token, cache, out.at[i].set(token)
 
-    loop = jax.jit(
-        lambda t, c: lax.while_loop(lambda s: s[0] < 6, body, (0, t, c, jnp.zeros((6, 2), jnp.int32)))[3]
-    )
+    loop = jax.jit(lambda t, c: lax.while_loop(lambda s: s[0] < 6, body, (0, t, c, jnp.zeros((6, 2), jnp.int32)))[3])
     np.testing.assert_array_equal(loop(first, cache), scanned)
     thick = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), cache)
     mapped, _ = jax.jit(jax.vmap(lm.decode_step, in_axes=(None, 0, 0)))(params, jnp.stack([first, first]), thick)

@@ -37,7 +37,12 @@ def test_json_round_trip_is_exact(tmp_path):
     loaded = SparsityPlan.load(plan.save(tmp_path / "plan.json"))
     np.testing.assert_array_equal(loaded.thresholds, plan.thresholds)
     np.testing.assert_array_equal(loaded.sparsity, plan.sparsity)
-    assert (loaded.target, loaded.method, loaded.notes, loaded.fingerprint) == (0.4, "greedy", {"seed": 0}, TINY.fingerprint)
+    assert (loaded.target, loaded.method, loaded.notes, loaded.fingerprint) == (
+        0.4,
+        "greedy",
+        {"seed": 0},
+        TINY.fingerprint,
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
