@@ -24,8 +24,8 @@ test: lint types ## lint, types and the whole CPU test suite
 test-fast: venv ## the CPU test suite without the slow tests
 	JAX_PLATFORMS=cpu $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
-test-gpu: venv ## the tests that need a CUDA device
-	$(BIN)/pytest -m gpu $(ARGS)
+test-gpu: venv ## the test suite on the CUDA device
+	TEAL_TEST_GPU=1 $(BIN)/pytest $(ARGS)
 
 lint: venv ## ruff: rules and format
 	$(BIN)/ruff check .

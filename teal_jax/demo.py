@@ -224,7 +224,7 @@ def embedded_texts() -> tuple[Path, Path]:
 
 
 def fast_dtype() -> str | None:
-    """The dtype to run in: as stored on an accelerator; float32 on a CPU, where bfloat16 is no faster, or emulated."""
+    """The dtype to run in: as stored on an accelerator; float32 on a CPU, many of which only emulate bfloat16."""
     return "float32" if jax.default_backend() == "cpu" else None
 
 

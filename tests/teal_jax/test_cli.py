@@ -337,7 +337,9 @@ def test_a_closed_pipe_is_quiet():
 def test_ctrl_c_exits_130(saved):
     import signal
 
-    command = [sys.executable, "-m", "teal_jax.cli", "chat", str(saved)]
+    # A suite that runs in a shell's background ignores the signal, and its children inherit that.
+    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{hear}; from teal_jax.cli import main; main()", "chat", str(saved)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, cwd=ROOT, **pipes) as process:
         assert process.stderr is not None
