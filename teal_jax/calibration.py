@@ -55,7 +55,8 @@ def calibrate(
     Args:
       lm: the model; its gates are ignored.
       data: text, path(s) of .txt or .jsonl, or tokens int `[rows, seq]` (taken as they are). None takes the
-        paper's Alpaca where the hub is reachable, else the bundled stories with a warning.
+        paper's Alpaca where the hub is reachable, else the bundled stories with a warning (the embedded model
+        always takes those).
       num_tokens: tokens to use, >= `seq_len`; text is cut into rows of `seq_len`.
       seq_len: tokens a row; None: 2048, or the model's longest sequence where that is shorter.
       seed: which rows of a longer text are taken, and in which order.

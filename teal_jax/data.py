@@ -123,7 +123,7 @@ def calibration_rows(
     if data is None:
         from teal_jax.default_text import default_documents
 
-        documents, source = default_documents()
+        documents, source = default_documents(lm.name)
     else:
         documents, source = read_documents(data)
     generator = np.random.default_rng(seed)

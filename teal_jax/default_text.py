@@ -5,12 +5,19 @@ from pathlib import Path
 
 from teal_jax.data import read_documents
 from teal_jax.embedded import CALIBRATION_TEXT
+from teal_jax.hub import EMBEDDED
 
 ALPACA = "tatsu-lab/alpaca"
 
 
-def default_documents() -> tuple[list[str], str]:
-    """Documents and their name. Falls back to the bundled text, with a warning that says so."""
+def default_documents(model: str) -> tuple[list[str], str]:
+    """Documents and their name, for the model of that name.
+
+    The embedded model takes the stories that come with it. Any other takes Alpaca; out of the hub's reach it falls
+    back to those stories, with a warning that says so.
+    """
+    if model == EMBEDDED:
+        return read_documents(CALIBRATION_TEXT)[0], "bundled stories"
     try:
         return _alpaca(), ALPACA
     except Exception as error:  # the hub raises a dozen kinds; each means the same here
@@ -20,8 +27,7 @@ def default_documents() -> tuple[list[str], str]:
             "Thresholds fit best on text like yours: pass data= or --data",
             stacklevel=4,
         )
-    documents, _ = read_documents(CALIBRATION_TEXT)
-    return documents, "bundled stories"
+    return read_documents(CALIBRATION_TEXT)[0], "bundled stories"
 
 
 def _alpaca() -> list[str]:

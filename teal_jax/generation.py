@@ -122,7 +122,7 @@ def generate(
     )
     done: dict[int, Generation] = {}
     with Bar(enabled=progress) as bar:
-        bar.start("generating", total=sum(row.budget for row in run.rows))
+        bar.start("Generating", total=sum(row.budget for row in run.rows))
         for pieces in run.pieces():
             for i, piece in enumerate(pieces):
                 if piece is None:

@@ -8,7 +8,6 @@ from teal_jax import artifact, hub
 from teal_jax.allocation import allocate
 from teal_jax.calibration import calibrate
 from teal_jax.data import TextSource
-from teal_jax.embedded import CALIBRATION_TEXT
 from teal_jax.errors import ModelNotFoundError
 from teal_jax.model import LanguageModel
 from teal_jax.nn.gates import Dense
@@ -73,7 +72,7 @@ def load_and_sparsify(
     Args:
       name: see `load`. An artifact saved with its calibration is planned anew without another pass over text.
       sparsity: target model sparsity in [0, 1): the share of block weights that a decoded token need not read.
-      data: calibration text; see `calibrate`. The embedded model brings its own.
+      data: calibration text; see `calibrate`.
       method: allocation method; see `allocate`.
       num_tokens: calibration tokens.
       seq_len: tokens a calibration row.
@@ -100,8 +99,6 @@ def load_and_sparsify(
         return lm.sparsify(plan)
     if calibration is None and data is None:
         calibration = artifact.saved_calibration(name)
-        # Its own text fits it better than the paper's, and needs no network.
-        data = CALIBRATION_TEXT if name == hub.EMBEDDED else None
     if calibration is None:
         calibration = calibrate(lm, data, num_tokens=num_tokens, seq_len=seq_len, seed=seed, progress=progress)
     return lm.sparsify(allocate(lm, calibration, target, method=method, progress=progress))

@@ -87,7 +87,7 @@ def command(
         }
         session.result(values, facts_table(shown))
         if all(device["platform"] == "cpu" for device in devices):
-            session.note("no GPU: everything works, but sparsity speeds decoding up on NVIDIA GPUs only")
+            session.note("no GPU: everything runs, on the CPU")
 
 
 def _named(notes: dict[str, str]) -> dict[str, Any]:

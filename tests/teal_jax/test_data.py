@@ -106,7 +106,7 @@ def test_evaluation_streams(lm):
 def test_without_data_the_bundled_text_is_used_and_said(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.warns(UserWarning, match=r"tatsu-lab/alpaca is not reachable .*bundled|bundled .*not reachable"):
-        documents, name = default_text.default_documents()
+        documents, name = default_text.default_documents("mistral-7b")
     assert name == "bundled stories"
     assert len(documents) > 50
 
@@ -119,4 +119,9 @@ def test_alpaca_is_read_where_it_is_reachable(tmp_path, monkeypatch):
     table = pyarrow.table({"instruction": ["a", "b"], "text": ["first", "second"]})
     parquet.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path))
-    assert default_text.default_documents() == (["first", "second"], "tatsu-lab/alpaca")
+    assert default_text.default_documents("mistral-7b") == (["first", "second"], "tatsu-lab/alpaca")
+
+
+def test_the_embedded_model_takes_its_own_text(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    assert default_text.default_documents("embedded")[1] == "bundled stories"
