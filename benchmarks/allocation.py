@@ -18,7 +18,7 @@ import numpy as np
 
 import teal_jax
 from teal_jax.config import ModelConfig, RopeConfig
-from teal_jax.greedy import greedy_path
+from teal_jax.sparsity.greedy import greedy_path
 
 SHAPES = {
     "llama-3-8b": ModelConfig(

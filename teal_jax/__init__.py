@@ -11,44 +11,44 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from teal_jax.allocation import allocate as allocate
-    from teal_jax.calibration import calibrate as calibrate
-    from teal_jax.chat import Chat as Chat
     from teal_jax.config import ModelConfig as ModelConfig
+    from teal_jax.decode.chat import Chat as Chat
+    from teal_jax.decode.generation import generate as generate
+    from teal_jax.decode.generation import stream as stream
+    from teal_jax.decode.sampling import Greedy as Greedy
+    from teal_jax.decode.sampling import Sampling as Sampling
     from teal_jax.errors import TealError as TealError
-    from teal_jax.generation import generate as generate
-    from teal_jax.generation import stream as stream
-    from teal_jax.greedy import GreedySettings as GreedySettings
     from teal_jax.loading import load as load
     from teal_jax.loading import load_and_sparsify as load_and_sparsify
     from teal_jax.model import LanguageModel as LanguageModel
     from teal_jax.model import random_model as random_model
-    from teal_jax.plan import SparsityPlan as SparsityPlan
-    from teal_jax.sampling import Greedy as Greedy
-    from teal_jax.sampling import Sampling as Sampling
     from teal_jax.scoring import perplexity as perplexity
-    from teal_jax.statistics import Calibration as Calibration
+    from teal_jax.sparsity.allocation import allocate as allocate
+    from teal_jax.sparsity.calibration import calibrate as calibrate
+    from teal_jax.sparsity.greedy import GreedySettings as GreedySettings
+    from teal_jax.sparsity.plan import SparsityPlan as SparsityPlan
+    from teal_jax.sparsity.statistics import Calibration as Calibration
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Calibration": "statistics",
-    "Chat": "chat",
-    "Greedy": "sampling",
-    "GreedySettings": "greedy",
+    "Calibration": "sparsity.statistics",
+    "Chat": "decode.chat",
+    "Greedy": "decode.sampling",
+    "GreedySettings": "sparsity.greedy",
     "LanguageModel": "model",
     "ModelConfig": "config",
-    "Sampling": "sampling",
-    "SparsityPlan": "plan",
+    "Sampling": "decode.sampling",
+    "SparsityPlan": "sparsity.plan",
     "TealError": "errors",
-    "allocate": "allocation",
-    "calibrate": "calibration",
-    "generate": "generation",
+    "allocate": "sparsity.allocation",
+    "calibrate": "sparsity.calibration",
+    "generate": "decode.generation",
     "load": "loading",
     "load_and_sparsify": "loading",
     "perplexity": "scoring",
     "random_model": "model",
-    "stream": "generation",
+    "stream": "decode.generation",
 }
 """Public names and the modules they live in."""
 

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from teal_jax.config import ModelConfig
+from teal_jax.decode.tokenizer import Tokenizer
 from teal_jax.errors import ArtifactError, ModelNotFoundError, TealError
 from teal_jax.model import LanguageModel, abstract_decoder
 from teal_jax.nn.gates import Dense
-from teal_jax.plan import SparsityPlan
-from teal_jax.statistics import Calibration
-from teal_jax.tokenizer import Tokenizer
+from teal_jax.sparsity.plan import SparsityPlan
+from teal_jax.sparsity.statistics import Calibration
 
 FORMAT_VERSION = 1
 MANIFEST, PLAN, CALIBRATION, PARAMS = "teal.json", "sparsity_plan.json", "calibration.npz", "params"

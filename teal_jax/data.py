@@ -12,7 +12,10 @@ from teal_jax.errors import DataError
 from teal_jax.model import LanguageModel
 
 type TextSource = str | Path | Sequence[str | Path] | np.ndarray
-"""Text; path(s) of .txt or .jsonl (a `Path`, or a string with that ending); or int tokens `[rows, seq]`."""
+"""Text; path(s) of .txt or .jsonl (a `Path`, or a string with that ending); or int tokens `[rows, seq]`.
+
+For scoring also `[seq]`, one stream.
+"""
 
 DOCUMENT_SEPARATOR = "<|endoftext|>"
 """Separates documents within a .txt file."""
@@ -89,10 +92,10 @@ def tokenize(lm: LanguageModel, documents: Iterable[str]) -> list[np.ndarray]:
     return [np.array(ids, np.int32) for ids in lm.tokenizer.encode_batch(list(documents))]
 
 
-def check_tokens(tokens: np.ndarray, vocab_size: int, dims: int = 2) -> np.ndarray:
-    """`tokens` as int32; raises `DataError` unless they are integers of `dims` axes inside the vocabulary."""
+def check_tokens(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+    """`tokens` as int32; raises `DataError` unless they are integers `[rows, seq]` inside the vocabulary."""
     tokens = np.asarray(tokens)
-    if tokens.ndim != dims or not np.issubdtype(tokens.dtype, np.integer):
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
         raise DataError(f"tokens must be integers [rows, seq], got {tokens.dtype} {list(tokens.shape)}")
     if tokens.size == 0:
         raise DataError("tokens are empty")
@@ -164,6 +167,6 @@ def _draw_tokens(
 def evaluation_streams(lm: LanguageModel, data: TextSource) -> tuple[list[np.ndarray], str]:
     """Token streams to score, and the source's name: all documents end to end, or each row of an int array alone."""
     if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
-        return list(check_tokens(np.asarray(data), lm.config.vocab_size)), "tokens"
+        return list(check_tokens(np.atleast_2d(data), lm.config.vocab_size)), "tokens"
     documents, source = read_documents(data)
     return [np.concatenate(tokenize(lm, documents))], source

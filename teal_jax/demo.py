@@ -10,20 +10,20 @@ from pathlib import Path
 import jax
 
 from teal_jax import artifact
-from teal_jax.allocation import allocate
-from teal_jax.calibration import calibrate
 from teal_jax.data import TextSource
+from teal_jax.decode.generation import generate, stream_pieces
+from teal_jax.decode.run import Piece
 from teal_jax.errors import ArtifactError, TealError
-from teal_jax.generation import generate, stream_pieces
-from teal_jax.greedy import GreedySettings
 from teal_jax.loading import load
 from teal_jax.model import LanguageModel
-from teal_jax.plan import SparsityPlan
 from teal_jax.plots import plot_perplexity, plot_plan
 from teal_jax.progress import track
-from teal_jax.run import Piece
 from teal_jax.scoring import perplexity
-from teal_jax.statistics import Calibration
+from teal_jax.sparsity.allocation import allocate
+from teal_jax.sparsity.calibration import calibrate
+from teal_jax.sparsity.greedy import GreedySettings
+from teal_jax.sparsity.plan import SparsityPlan
+from teal_jax.sparsity.statistics import Calibration
 from teal_jax.tables import Quality
 
 PROMPT = "Once upon a time, a little fox found a shiny key in the forest."

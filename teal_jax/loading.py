@@ -5,16 +5,16 @@ from typing import Any
 
 import converters
 from teal_jax import artifact, hub
-from teal_jax.allocation import allocate
-from teal_jax.calibration import calibrate
 from teal_jax.data import TextSource
+from teal_jax.decode.tokenizer import Tokenizer
 from teal_jax.errors import ModelNotFoundError
 from teal_jax.model import LanguageModel
 from teal_jax.nn.gates import Dense
-from teal_jax.plan import SparsityPlan, check_sparsity
 from teal_jax.progress import Bar
-from teal_jax.statistics import Calibration
-from teal_jax.tokenizer import Tokenizer
+from teal_jax.sparsity.allocation import allocate
+from teal_jax.sparsity.calibration import calibrate
+from teal_jax.sparsity.plan import SparsityPlan, check_sparsity
+from teal_jax.sparsity.statistics import Calibration
 
 
 def load(

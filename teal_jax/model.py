@@ -18,8 +18,8 @@ from teal_jax.nn.decoder import Decoder, Observer
 from teal_jax.nn.gates import Dense, Threshold
 
 if TYPE_CHECKING:
-    from teal_jax.plan import SparsityPlan
-    from teal_jax.tokenizer import Tokenizer
+    from teal_jax.decode.tokenizer import Tokenizer
+    from teal_jax.sparsity.plan import SparsityPlan
 
 type Params = dict[str, Any]
 """`{"weights": nested dict of arrays, "gates": Dense() | Threshold([layers, 7])}`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from teal_jax.plan import SparsityPlan
+from teal_jax.sparsity.plan import SparsityPlan
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's, told apart by colour-blind readers; markers differ, too."""

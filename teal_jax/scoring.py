@@ -17,8 +17,8 @@ from teal_jax.errors import DataError
 from teal_jax.model import LanguageModel, Params, abstract_decoder, dense_prefix_length, model_functions
 from teal_jax.nn.block import Taps
 from teal_jax.nn.gates import Dense, Gate
-from teal_jax.plan import model_sparsity
 from teal_jax.progress import track
+from teal_jax.sparsity.plan import model_sparsity
 
 type Protocol = Literal["strided", "teal"]
 
@@ -140,7 +140,7 @@ def perplexity(
 
     Args:
       lm: dense or sparse.
-      data: text, path(s) of .txt or .jsonl, or tokens int `[rows, seq]`, each row a stream of its own.
+      data: text, path(s) of .txt or .jsonl, or tokens int `[seq]` or `[rows, seq]`, each row a stream of its own.
       context: tokens before the scored ones, >= 1. None: 2048, or what fits the model.
       window: tokens scored at a time, >= 1; also the stride. None: 512, or what fits the model.
       dense_prefix: leading tokens of each window left dense, a share (float) or a count (int). None: 0, or a half

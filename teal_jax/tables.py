@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from teal_jax.config import PROJECTIONS, SITES, ModelConfig
-from teal_jax.plan import SparsityPlan
+from teal_jax.sparsity.plan import SparsityPlan
 
 if TYPE_CHECKING:
-    from teal_jax.statistics import Calibration
+    from teal_jax.sparsity.statistics import Calibration
 
 
 class Quality(NamedTuple):

@@ -24,9 +24,9 @@ SPARSITIES = (0.25, 0.4, 0.5, 0.65)
 def load_model(directory, dtype="float32"):
     """The checkpoint in `directory`, computed in `dtype`."""
     from converters import read_config, read_params
+    from teal_jax.decode.tokenizer import Tokenizer
     from teal_jax.model import LanguageModel
     from teal_jax.nn.gates import Dense
-    from teal_jax.tokenizer import Tokenizer
 
     config = read_config(directory)
     params = {"weights": read_params(directory, config, dtype=dtype), "gates": Dense()}

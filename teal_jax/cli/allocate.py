@@ -59,8 +59,8 @@ def command(
         if from_teal is not None:
             plan = _published(session, model, from_teal, sparsity, method, revision)
         else:
-            from teal_jax.allocation import allocate
-            from teal_jax.statistics import Calibration
+            from teal_jax.sparsity.allocation import allocate
+            from teal_jax.sparsity.statistics import Calibration
 
             assert calibration is not None
             statistics = Calibration.load(calibration)
@@ -77,7 +77,7 @@ def command(
 def _published(session: Session, model: str, folder: Path, sparsity: float, method: MethodName, revision: str | None):
     import converters
     from teal_jax import hub
-    from teal_jax.published import import_plan
+    from teal_jax.sparsity.published import import_plan
 
     config = converters.read_config(hub.resolve(model, revision=revision, offline=session.offline))
     lookup = folder if method is MethodName.greedy else None

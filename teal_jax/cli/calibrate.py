@@ -45,7 +45,7 @@ def command(
 ) -> None:
     """Push text through the dense model and count its activations; every later plan starts from the file written."""
     with Session(quiet=quiet, as_json=as_json, debug=debug, offline=offline) as session:
-        from teal_jax.calibration import calibrate
+        from teal_jax.sparsity.calibration import calibrate
 
         lm = open_model(session, model, dtype=dtype, revision=revision)
         calibration = calibrate(

@@ -12,7 +12,7 @@ from teal_jax.cli.session import Session
 from teal_jax.errors import TealError
 
 if TYPE_CHECKING:
-    from teal_jax.chat import Chat
+    from teal_jax.decode.chat import Chat
 
 EPILOG = examples(
     "teal chat mistral-40",
@@ -46,7 +46,7 @@ def command(
     if sparsity is not None and plan is not None:
         raise typer.BadParameter("give --sparsity or --plan, not both")
     with Session(quiet=quiet, debug=debug, offline=offline) as session:
-        from teal_jax.chat import Chat
+        from teal_jax.decode.chat import Chat
 
         sampler = sampling.make_sampler(temp, top_k, top_p, min_p, repetition_penalty)
         lm, sparsifier = choose(session, model, sparsity, plan, dtype=dtype, revision=revision)

@@ -103,7 +103,7 @@ def command(
     targets, prefix = parse_sparsities(sparsity), _prefix(dense_prefix)
     with Session(quiet=quiet, as_json=as_json, debug=debug, offline=offline) as session:
         from teal_jax.scoring import perplexity
-        from teal_jax.statistics import Calibration
+        from teal_jax.sparsity.statistics import Calibration
         from teal_jax.tables import Quality, quality_table
 
         texts = data or [_bundled(session)]

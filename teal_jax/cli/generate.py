@@ -43,7 +43,7 @@ def command(
     if sparsity is not None and plan is not None:
         raise typer.BadParameter("give --sparsity or --plan, not both")
     with Session(quiet=quiet, as_json=as_json, debug=debug, offline=offline) as session:
-        from teal_jax.generation import stream_pieces
+        from teal_jax.decode.generation import stream_pieces
 
         sampler = sampling.make_sampler(temp, top_k, top_p, min_p, repetition_penalty)
         text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt

@@ -40,7 +40,7 @@ def command(
         if path.suffix == ".npz":
             _show_calibration(session, path, plot, sparsity)
         elif path.suffix == ".json":
-            from teal_jax.plan import SparsityPlan
+            from teal_jax.sparsity.plan import SparsityPlan
 
             plan = SparsityPlan.load(path)
             _show(session, {}, plan, plot)
@@ -54,7 +54,7 @@ def _show_model(session: Session, name: str, plot: Path | None) -> None:
     import converters
     from teal_jax import artifact, hub
     from teal_jax.config import ModelConfig
-    from teal_jax.plan import SparsityPlan
+    from teal_jax.sparsity.plan import SparsityPlan
     from teal_jax.tables import decode_bytes, model_facts
 
     directory = hub.resolve(name, offline=session.offline)
@@ -95,7 +95,7 @@ def _show(session: Session, facts: dict[str, Any], plan, plot: Path | None) -> N
 
 
 def _show_calibration(session: Session, path: Path, plot: Path | None, sparsity: float) -> None:
-    from teal_jax.statistics import Calibration
+    from teal_jax.sparsity.statistics import Calibration
     from teal_jax.tables import calibration_table, facts_table
 
     if plot is not None:

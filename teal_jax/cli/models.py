@@ -7,8 +7,8 @@ from teal_jax.cli.session import Session
 
 if TYPE_CHECKING:
     from teal_jax.model import LanguageModel
-    from teal_jax.plan import SparsityPlan
-    from teal_jax.statistics import Calibration
+    from teal_jax.sparsity.plan import SparsityPlan
+    from teal_jax.sparsity.statistics import Calibration
 
 
 def open_model(
@@ -33,7 +33,7 @@ class Sparsifier:
     def calibration(self) -> "Calibration":
         """The calibration saved with the artifact, or a new one."""
         from teal_jax.artifact import saved_calibration
-        from teal_jax.calibration import calibrate
+        from teal_jax.sparsity.calibration import calibrate
 
         if self._calibration is None and self._arguments.get("data") is None:
             self._calibration = saved_calibration(Path(self._name).expanduser())
@@ -47,7 +47,7 @@ class Sparsifier:
 
     def plan(self, target: float, method: str = "greedy") -> "SparsityPlan":
         """A plan for `target`."""
-        from teal_jax.allocation import allocate
+        from teal_jax.sparsity.allocation import allocate
 
         return allocate(self._lm, self.calibration, target, method=method, progress=self._session.progress)
 
@@ -65,7 +65,7 @@ def choose(
     session: Session, name: str, sparsity: float | None, plan: Path | None, **loading: Any
 ) -> tuple["LanguageModel", Sparsifier]:
     """The model under `sparsity` or `plan`, as it was saved where neither is given; and its sparsifier."""
-    from teal_jax.plan import SparsityPlan
+    from teal_jax.sparsity.plan import SparsityPlan
 
     lm = open_model(session, name, **loading)
     sparsifier = Sparsifier(session, lm, name)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from teal_jax.sampling import Sampler
+    from teal_jax.decode.sampling import Sampler
 
 Temperature = Annotated[
     float, typer.Option("--temp", "-t", min=0, help="0 always takes the likeliest token; higher is more random.")
@@ -21,7 +21,7 @@ Stop = Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="
 
 def make_sampler(temp: float, top_k: int | None, top_p: float | None, min_p: float | None, penalty: float) -> "Sampler":
     """The sampler that the options describe; a usage error for a value out of range."""
-    from teal_jax.sampling import Greedy, Sampling
+    from teal_jax.decode.sampling import Greedy, Sampling
 
     try:
         if temp == 0:

@@ -14,7 +14,7 @@ import pytest
 import teal_jax
 from teal_jax import artifact
 from teal_jax.errors import ArtifactError, PlanError
-from teal_jax.statistics import Calibration
+from teal_jax.sparsity.statistics import Calibration
 from tests.reference import tiny_model, tiny_tokens
 
 

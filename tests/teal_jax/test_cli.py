@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from teal_jax.cli import app
 from teal_jax.cli.session import Session
 from teal_jax.errors import DataError, TealError
-from teal_jax.plan import SparsityPlan
+from teal_jax.sparsity.plan import SparsityPlan
 
 COMMANDS = ("demo", "convert", "calibrate", "allocate", "sparsify", "inspect", "generate", "chat", "eval", "doctor")
 PROMPT = "Once upon a time"

@@ -9,8 +9,8 @@ from teal_jax import artifact
 from teal_jax.cli import app
 from teal_jax.demo import Demo, DemoSettings
 from teal_jax.errors import ArtifactError
-from teal_jax.greedy import GreedySettings
 from teal_jax.hub import EMBEDDED_DIRECTORY, is_model_directory
+from teal_jax.sparsity.greedy import GreedySettings
 from teal_jax.tables import Columns
 
 SETTINGS = DemoSettings(

@@ -10,9 +10,9 @@ import pytest
 import converters
 from teal_jax import embedded
 from teal_jax.config import ModelConfig
+from teal_jax.decode.tokenizer import Tokenizer
 from teal_jax.model import LanguageModel
 from teal_jax.nn.gates import Dense
-from teal_jax.tokenizer import Tokenizer
 
 SHARED_STORIES = Path(__file__).parents[3] / "shared" / "data" / "text" / "tinystories_test.jsonl"
 HF_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json")

@@ -10,7 +10,7 @@ from teal_jax.config import PROJECTIONS, RopeConfig
 from teal_jax.errors import ContextError, PlanError
 from teal_jax.model import dense_prefix_length, model_functions
 from teal_jax.nn.gates import Threshold
-from teal_jax.plan import SparsityPlan
+from teal_jax.sparsity.plan import SparsityPlan
 from tests.reference import TINY, forward, tiny_model, tiny_tokens
 
 CONFIGS = {

@@ -4,8 +4,8 @@ import sys
 import numpy as np
 import pytest
 
-from teal_jax.plan import SparsityPlan
 from teal_jax.plots import plot_perplexity, plot_plan
+from teal_jax.sparsity.plan import SparsityPlan
 
 
 def is_png(path):

@@ -4,8 +4,8 @@ import pytest
 import teal_jax
 from teal_jax.config import SITE_OF_PROJECTION
 from teal_jax.errors import DataError
-from teal_jax.plan import model_sparsity
 from teal_jax.scoring import default_windows, windows
+from teal_jax.sparsity.plan import model_sparsity
 from tests.reference import TINY, forward, tiny_model, tiny_tokens
 
 
@@ -82,6 +82,12 @@ def test_rows_are_streams_of_their_own(lm):
     both = teal_jax.perplexity(lm, rows, context=12, window=4, progress=False)
     each = [teal_jax.perplexity(lm, row[None], context=12, window=4, progress=False).nll for row in rows]
     assert both.nll == pytest.approx(np.mean(each), rel=1e-5)
+
+
+def test_one_stream_needs_no_row_axis(lm):
+    stream = tiny_tokens(1, 30)
+    one, two = (teal_jax.perplexity(lm, s, context=12, window=4, progress=False) for s in (stream[0], stream))
+    assert one.nll == two.nll
 
 
 def test_max_tokens(lm):

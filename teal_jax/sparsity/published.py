@@ -7,8 +7,8 @@ import numpy as np
 from converters import teal_published
 from teal_jax.config import PROJECTIONS, SITE_OF_PROJECTION, ModelConfig
 from teal_jax.errors import PlanError
-from teal_jax.parity import SignedHistogram
-from teal_jax.plan import SparsityPlan, check_sparsity
+from teal_jax.sparsity.parity import SignedHistogram
+from teal_jax.sparsity.plan import SparsityPlan, check_sparsity
 
 
 def import_plan(

@@ -5,7 +5,7 @@ import pytest
 
 import converters
 from teal_jax.errors import CheckpointError
-from teal_jax.published import import_plan
+from teal_jax.sparsity.published import import_plan
 
 
 @pytest.fixture

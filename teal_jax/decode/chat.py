@@ -5,11 +5,11 @@ from collections.abc import Generator, Iterator, Sequence
 
 import jax.numpy as jnp
 
+from teal_jax.decode.run import STREAM_CHUNK, Run, check_prompts
+from teal_jax.decode.sampling import Sampler
 from teal_jax.errors import ContextError, TealError
 from teal_jax.model import LanguageModel
 from teal_jax.nn.cache import KVCache
-from teal_jax.run import STREAM_CHUNK, Run, check_prompts
-from teal_jax.sampling import Sampler
 
 DEFAULT_CONTEXT = 4096
 """Tokens that a conversation may have, if the model has as many positions."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from teal_jax.sampling import Greedy, Sampling, process_logits, sample
+from teal_jax.decode.sampling import Greedy, Sampling, process_logits, sample
 
 
 def reference_probs(logits, sampler, seen=None):

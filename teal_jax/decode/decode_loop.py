@@ -12,9 +12,9 @@ import numpy as np
 from jax import lax
 
 from teal_jax.config import ModelConfig
+from teal_jax.decode.sampling import Sampler, needs_seen, sample
 from teal_jax.model import LanguageModel, Params, model_functions
 from teal_jax.nn.cache import KVCache
-from teal_jax.sampling import Sampler, needs_seen, sample
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt taken in one call; longer prompts take several."""

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from teal_jax import decode_loop
 from teal_jax.config import ModelConfig
-from teal_jax.decode_loop import Clock, begin, bucket_length, cache_capacity, decode_chunk
+from teal_jax.decode import decode_loop
+from teal_jax.decode.decode_loop import Clock, begin, bucket_length, cache_capacity, decode_chunk
+from teal_jax.decode.generation import generate, stream, stream_pieces
+from teal_jax.decode.sampling import Greedy, Sampling
+from teal_jax.decode.stops import StopMatcher, stop_strings
+from teal_jax.decode.tokenizer import Tokenizer
 from teal_jax.errors import ContextError, DataError, TealError
-from teal_jax.generation import generate, stream, stream_pieces
 from teal_jax.model import random_model
 from teal_jax.nn.gates import Threshold
-from teal_jax.sampling import Greedy, Sampling
-from teal_jax.stops import StopMatcher, stop_strings
-from teal_jax.tokenizer import Tokenizer
-from tests.teal_jax import tiny_tokenizers
+from tests.teal_jax.decode import tiny_tokenizers
 
 CONFIG = ModelConfig(
     vocab_size=330,

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
+from teal_jax.decode.run import STREAM_CHUNK, Piece, Run
+from teal_jax.decode.sampling import Sampler
 from teal_jax.errors import DataError, TealError
 from teal_jax.model import LanguageModel
 from teal_jax.progress import Bar
-from teal_jax.run import STREAM_CHUNK, Piece, Run
-from teal_jax.sampling import Sampler
 
 type Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | np.ndarray | jax.Array
 """One text or token sequence, or several."""

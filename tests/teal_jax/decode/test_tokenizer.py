@@ -6,9 +6,9 @@ import random
 import pytest
 
 from teal_jax.config import ModelConfig
+from teal_jax.decode.tokenizer import TextStream, Tokenizer
 from teal_jax.errors import DataError, ModelNotFoundError, TealError
-from teal_jax.tokenizer import TextStream, Tokenizer
-from tests.teal_jax import tiny_tokenizers
+from tests.teal_jax.decode import tiny_tokenizers
 
 CONFIG = ModelConfig(
     vocab_size=400,

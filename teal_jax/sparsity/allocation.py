@@ -8,10 +8,10 @@ import numpy as np
 
 from teal_jax.config import PROJECTIONS
 from teal_jax.errors import PlanError, SparsityError
-from teal_jax.greedy import GreedySettings, greedy_path
 from teal_jax.model import LanguageModel
-from teal_jax.plan import SparsityPlan, check_sparsity
-from teal_jax.statistics import Calibration
+from teal_jax.sparsity.greedy import GreedySettings, greedy_path
+from teal_jax.sparsity.plan import SparsityPlan, check_sparsity
+from teal_jax.sparsity.statistics import Calibration
 
 type Method = Callable[[LanguageModel, Calibration, float, GreedySettings, bool], tuple[np.ndarray, dict]]
 """Sparsities `[layers, 7]` for a target, and notes for the plan."""

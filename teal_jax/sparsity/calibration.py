@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from teal_jax.blocks import batches, dense_block, embed
 from teal_jax.config import SITES, ModelConfig
 from teal_jax.data import TextSource, calibration_rows
 from teal_jax.errors import DataError
-from teal_jax.histogram import NUM_BINS, count_magnitudes
 from teal_jax.model import LanguageModel, dense_prefix_length
 from teal_jax.nn.block import Taps
-from teal_jax.parity import SignedHistogram
 from teal_jax.progress import track
-from teal_jax.statistics import Calibration
+from teal_jax.sparsity.blocks import batches, dense_block, embed
+from teal_jax.sparsity.histogram import NUM_BINS, count_magnitudes
+from teal_jax.sparsity.parity import SignedHistogram
+from teal_jax.sparsity.statistics import Calibration
 
 type ThresholdRule = Literal["magnitude", "signed"]
 

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from teal_jax.histogram import NUM_BINS, bin_edges, count_magnitudes, magnitude_quantiles, share_below
+from teal_jax.sparsity.histogram import NUM_BINS, bin_edges, count_magnitudes, magnitude_quantiles, share_below
 
 SHARES = np.array([0.0, 0.05, 0.25, 0.4, 0.5, 0.65, 0.9, 1.0])
 

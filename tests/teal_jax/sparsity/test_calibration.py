@@ -8,7 +8,7 @@ import pytest
 import teal_jax
 from teal_jax.config import SITE_OF_PROJECTION
 from teal_jax.errors import DataError, PlanError
-from teal_jax.statistics import Calibration
+from teal_jax.sparsity.statistics import Calibration
 from tests.reference import TINY, forward, tiny_model, tiny_tokens
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from teal_jax.decode_loop import Clock, DecodeState, begin, cache_capacity, decode_chunk, place_like
+from teal_jax.decode.decode_loop import Clock, DecodeState, begin, cache_capacity, decode_chunk, place_like
+from teal_jax.decode.sampling import Greedy, Sampler
+from teal_jax.decode.stops import StopMatcher, stop_strings
+from teal_jax.decode.tokenizer import TextStream
 from teal_jax.errors import ContextError, DataError, TealError
 from teal_jax.model import LanguageModel
 from teal_jax.nn.cache import KVCache
-from teal_jax.sampling import Greedy, Sampler
-from teal_jax.stops import StopMatcher, stop_strings
-from teal_jax.tokenizer import TextStream
 
 STREAM_CHUNK = 8
 """Tokens between two pieces of a stream: text comes smoothly, the host looks seldom."""

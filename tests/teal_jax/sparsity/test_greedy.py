@@ -6,10 +6,10 @@ import pytest
 
 import teal_jax
 from teal_jax.errors import DataError, SparsityError
-from teal_jax.greedy import GreedySettings, greedy_path
-from teal_jax.greedy_path import GreedyPath
-from teal_jax.objective import Positions, block_errors, prepare
-from teal_jax.statistics import Calibration
+from teal_jax.sparsity.greedy import GreedySettings, greedy_path
+from teal_jax.sparsity.greedy_path import GreedyPath
+from teal_jax.sparsity.objective import Positions, block_errors, prepare
+from teal_jax.sparsity.statistics import Calibration
 from tests.reference import TINY, block, tiny_model, tiny_tokens, weights64
 
 SETTINGS = GreedySettings(step=0.1, max_sparsity=0.8)
@@ -89,7 +89,7 @@ def test_the_recorded_errors_are_the_block_errors(lm, calibration):
 
 @pytest.mark.parametrize("target", [0.0, 0.123, 0.4, 0.65, 0.8])
 def test_any_target_is_a_look_up(lm, calibration, target, monkeypatch):
-    monkeypatch.setattr("teal_jax.allocation.greedy_path", lambda *a, **k: pytest.fail("searched again"))
+    monkeypatch.setattr("teal_jax.sparsity.allocation.greedy_path", lambda *a, **k: pytest.fail("searched again"))
     plan = teal_jax.allocate(lm, calibration, target, settings=SETTINGS, progress=False)
     assert plan.model_sparsity == pytest.approx(target, abs=1e-9)
     assert plan.method == "greedy"
@@ -128,7 +128,7 @@ def test_a_worse_block_falls_back_to_uniform_and_says_so(lm, calibration):
 
 
 def test_one_compilation_for_all_layers(lm, calibration):
-    from teal_jax.greedy import _walk
+    from teal_jax.sparsity.greedy import _walk
 
     before = _walk._cache_size()
     greedy_path(lm, calibration, settings=SETTINGS, progress=False)

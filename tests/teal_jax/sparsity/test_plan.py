@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from teal_jax.errors import PlanError, SparsityError
-from teal_jax.plan import SparsityPlan, check_sparsity, model_sparsity
+from teal_jax.sparsity.plan import SparsityPlan, check_sparsity, model_sparsity
 from tests.reference import TINY
 
 

@@ -4,14 +4,14 @@ import dataclasses
 
 import pytest
 
-from teal_jax.chat import Chat
 from teal_jax.config import ModelConfig
+from teal_jax.decode.chat import Chat
+from teal_jax.decode.generation import generate
+from teal_jax.decode.sampling import Greedy, Sampling
+from teal_jax.decode.tokenizer import Tokenizer
 from teal_jax.errors import ContextError, TealError
-from teal_jax.generation import generate
-from teal_jax.sampling import Greedy, Sampling
-from teal_jax.tokenizer import Tokenizer
-from tests.teal_jax import tiny_tokenizers
-from tests.teal_jax.test_generation import lively_model
+from tests.teal_jax.decode import tiny_tokenizers
+from tests.teal_jax.decode.test_generation import lively_model
 
 CONFIG = ModelConfig(
     vocab_size=330,
@@ -135,7 +135,7 @@ def test_a_failure_in_the_middle_starts_the_cache_afresh(tmp_path, monkeypatch):
     lm = make_model(tmp_path)
     chat = Chat(lm, max_new_tokens=12)
     with monkeypatch.context() as patch:
-        patch.setattr("teal_jax.run.decode_chunk", lambda *args: 1 / 0)
+        patch.setattr("teal_jax.decode.run.decode_chunk", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             list(chat.send("the dog"))
     assert chat._cache is None

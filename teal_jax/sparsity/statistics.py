@@ -10,9 +10,9 @@ import numpy as np
 
 from teal_jax.config import PROJECTIONS, SITE_OF_PROJECTION, SITES, ModelConfig
 from teal_jax.errors import DataError, PlanError
-from teal_jax.greedy_path import GreedyPath
-from teal_jax.histogram import NUM_BINS, magnitude_quantiles, share_below
-from teal_jax.parity import SignedHistogram
+from teal_jax.sparsity.greedy_path import GreedyPath
+from teal_jax.sparsity.histogram import NUM_BINS, magnitude_quantiles, share_below
+from teal_jax.sparsity.parity import SignedHistogram
 
 FORMAT_VERSION = 1
 

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from teal_jax.blocks import batches, dense_block, embed
 from teal_jax.config import PROJECTIONS, ModelConfig
 from teal_jax.errors import DataError, SparsityError
-from teal_jax.greedy_path import GreedyPath
 from teal_jax.model import LanguageModel
-from teal_jax.objective import ERRORS, Positions, block_errors, prepare
 from teal_jax.progress import track
-from teal_jax.statistics import Calibration
+from teal_jax.sparsity.blocks import batches, dense_block, embed
+from teal_jax.sparsity.greedy_path import GreedyPath
+from teal_jax.sparsity.objective import ERRORS, Positions, block_errors, prepare
+from teal_jax.sparsity.statistics import Calibration
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class GreedySettings:
     Attributes:
       step: sparsity that one step gives to q_proj, in (0, 0.5]; every projection's step drops as many weights.
       max_sparsity: where the path ends, in (0, 1): no later target can be looked up.
-      error: what is minimised: `"mse"`, or `"teal"` (see `teal_jax.objective.reduce_error`).
+      error: what is minimised: `"mse"`, or `"teal"` (see `teal_jax.sparsity.objective.reduce_error`).
       dense_share: leading share of each calibration row left dense. scored_share: trailing share compared.
       max_rows: calibration rows used, from the first; None uses all.
     """

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from teal_jax.blocks import block_graph
 from teal_jax.config import ModelConfig
 from teal_jax.nn.attention import attend, make_context
 from teal_jax.nn.block import Block
 from teal_jax.nn.gates import Dense, Threshold
+from teal_jax.sparsity.blocks import block_graph
 
 ERRORS = ("mse", "teal")
 

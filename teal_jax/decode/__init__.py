@@ -1,0 +1,1 @@
+"""Generation: the compiled decode loop, sampling, streaming text, chat, the tokenizer."""

@@ -1,0 +1,1 @@
+"""TEAL's method: calibrate, allocate, plan; its histograms, thresholds and greedy search."""
