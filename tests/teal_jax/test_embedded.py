@@ -14,7 +14,6 @@ from teal_jax.decode.tokenizer import Tokenizer
 from teal_jax.model import LanguageModel
 from teal_jax.nn.gates import Dense
 
-SHARED_STORIES = Path(__file__).parents[3] / "shared" / "data" / "text" / "tinystories_test.jsonl"
 HF_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -113,10 +112,8 @@ def test_heldout_text_is_no_worse_than_what_was_measured(model):
     assert bits_per_byte(model, texts) < 0.75
 
 
-def test_bits_per_byte_on_real_stories(model):
-    if not SHARED_STORIES.is_file():
-        pytest.skip("the TinyStories test set is not here")
-    lines = SHARED_STORIES.read_text(encoding="utf-8").splitlines()
+def test_bits_per_byte_on_real_stories(model, shared):
+    lines = (shared / "data" / "text" / "tinystories_test.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [story for story in map(json.loads, lines[:60]) if len(story) < 1200][:40]
     assert bits_per_byte(model, texts) <= 0.62
 
