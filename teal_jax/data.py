@@ -11,7 +11,15 @@ import numpy as np
 from teal_jax.errors import DataError
 from teal_jax.model import LanguageModel
 
-type TextSource = str | Path | Sequence[str | Path] | np.ndarray
+
+class Documents(NamedTuple):
+    """Texts, none empty, and a short name for where they came from."""
+
+    texts: list[str]
+    source: str
+
+
+type TextSource = str | Path | Sequence[str | Path] | Documents | np.ndarray
 """Text; path(s) of .txt or .jsonl (a `Path`, or a string with that ending); or int tokens `[rows, seq]`.
 
 For scoring also `[seq]`, one stream.
@@ -30,14 +38,16 @@ class Rows(NamedTuple):
     source: str
 
 
-def read_documents(source: str | Path | Sequence[str | Path]) -> tuple[list[str], str]:
-    """The documents of a text source, none empty, and a short name for the source.
+def read_documents(source: str | Path | Sequence[str | Path] | Documents) -> Documents:
+    """The documents of a text source.
 
     A .jsonl line is a JSON string, or an object whose `"text"` is one.
 
     Raises:
       DataError: a missing file, another ending, bytes that are not UTF-8, a line that is not JSON, no text.
     """
+    if isinstance(source, Documents):
+        return source
     if isinstance(source, (str, Path)):
         source = [source]
     documents, names = [], []
@@ -52,7 +62,7 @@ def read_documents(source: str | Path | Sequence[str | Path]) -> tuple[list[str]
     name = ", ".join(dict.fromkeys(names)) or "text"
     if not documents:
         raise DataError(f"{name} holds no text", hint="give at least a few hundred words")
-    return documents, name
+    return Documents(documents, name)
 
 
 def _read_file(path: Path) -> list[str]:
@@ -107,9 +117,7 @@ def check_tokens(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
     return tokens.astype(np.int32)
 
 
-def calibration_rows(
-    lm: LanguageModel, data: TextSource | None, *, num_tokens: int, seq_len: int | None, seed: int
-) -> Rows:
+def calibration_rows(lm: LanguageModel, data: TextSource, *, num_tokens: int, seq_len: int | None, seed: int) -> Rows:
     """Rows of `seq_len` tokens for calibration, each beginning with BOS where the model has one.
 
     Documents are drawn in an order set by `seed` and laid end to end; the stream is cut into rows, of which
@@ -123,12 +131,7 @@ def calibration_rows(
         raise DataError(f"seq_len must lie in [2, {limit}] for {lm.name}, got {seq_len}")
     if num_tokens < seq_len:
         raise DataError(f"num_tokens must be at least one row of {seq_len}, got {num_tokens}", hint="lower seq_len")
-    if data is None:
-        from teal_jax.default_text import default_documents
-
-        documents, source = default_documents(lm.name)
-    else:
-        documents, source = read_documents(data)
+    documents, source = read_documents(data)
     generator = np.random.default_rng(seed)
     bos = lm.config.bos_token_id
     width = seq_len if bos is None else seq_len - 1
@@ -167,6 +170,6 @@ def _draw_tokens(
 def evaluation_streams(lm: LanguageModel, data: TextSource) -> tuple[list[np.ndarray], str]:
     """Token streams to score, and the source's name: all documents end to end, or each row of an int array alone."""
     if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
-        return list(check_tokens(np.atleast_2d(data), lm.config.vocab_size)), "tokens"
+        return list(check_tokens(np.atleast_2d(np.asarray(data)), lm.config.vocab_size)), "tokens"
     documents, source = read_documents(data)
     return [np.concatenate(tokenize(lm, documents))], source

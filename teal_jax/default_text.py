@@ -3,23 +3,23 @@
 import warnings
 from pathlib import Path
 
-from teal_jax.data import read_documents
+from teal_jax.data import Documents, read_documents
 from teal_jax.embedded import CALIBRATION_TEXT
 from teal_jax.hub import EMBEDDED
 
 ALPACA = "tatsu-lab/alpaca"
 
 
-def default_documents(model: str) -> tuple[list[str], str]:
-    """Documents and their name, for the model of that name.
+def default_documents(model: str) -> Documents:
+    """Calibration text for the model of that name.
 
     The embedded model takes the stories that come with it. Any other takes Alpaca; out of the hub's reach it falls
     back to those stories, with a warning that says so.
     """
     if model == EMBEDDED:
-        return read_documents(CALIBRATION_TEXT)[0], "bundled stories"
+        return _bundled()
     try:
-        return _alpaca(), ALPACA
+        return Documents(_alpaca(), ALPACA)
     except Exception as error:  # the hub raises a dozen kinds; each means the same here
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}"
         warnings.warn(
@@ -27,7 +27,11 @@ def default_documents(model: str) -> tuple[list[str], str]:
             "Thresholds fit best on text like yours: pass data= or --data",
             stacklevel=4,
         )
-    return read_documents(CALIBRATION_TEXT)[0], "bundled stories"
+    return _bundled()
+
+
+def _bundled() -> Documents:
+    return read_documents(CALIBRATION_TEXT)._replace(source="bundled stories")
 
 
 def _alpaca() -> list[str]:

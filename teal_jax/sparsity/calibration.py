@@ -10,6 +10,7 @@ import numpy as np
 
 from teal_jax.config import SITES, ModelConfig
 from teal_jax.data import TextSource, calibration_rows
+from teal_jax.default_text import default_documents
 from teal_jax.errors import DataError
 from teal_jax.model import LanguageModel, dense_prefix_length
 from teal_jax.nn.block import Taps
@@ -76,6 +77,7 @@ def calibrate(
     """
     if threshold_rule not in ("magnitude", "signed"):
         raise ValueError(f"threshold_rule must be 'magnitude' or 'signed', got {threshold_rule!r}")
+    data = default_documents(lm.name) if data is None else data
     rows = calibration_rows(lm, data, num_tokens=num_tokens, seq_len=seq_len, seed=seed)
     prefix = dense_prefix_length(dense_prefix, rows.tokens.shape[1])
     if prefix >= rows.tokens.shape[1]:
