@@ -1,7 +1,7 @@
 """Training-free activation sparsity for Llama- and Mistral-family models, in JAX.
 
 >>> import teal_jax
->>> fast = teal_jax.load_and_sparsify("embedded", 0.4)
+>>> fast = teal_jax.load_and_sparsify("embedded", 0.4, num_tokens=2048)  # a minute on two CPU cores
 >>> print(teal_jax.generate(fast, "Once upon a time"))
 
 Names are imported on first use, so that `import teal_jax` stays fast.
