@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes .venv with the pinned dependencies and this checkout (editable). Nothing is done when the stamp in .venv
 # matches; the stamp is written last, so that an interrupted install is begun again from nothing.
-# ACCELERATOR=cpu, cuda12 or cuda13 overrides what is found.
+# ACCELERATOR=cpu, cuda12 or cuda13 overrides what is found; aot adds the compilers for GPUs that are not here.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -24,8 +24,8 @@ if [ -z "$accelerator" ]; then
 fi
 case $accelerator in
 cpu) extras=dev ;;
-cuda12 | cuda13) extras=dev,$accelerator ;;
-*) echo "ACCELERATOR=$accelerator is not one of cpu, cuda12, cuda13" >&2 && exit 2 ;;
+cuda12 | cuda13 | aot) extras=dev,$accelerator ;;
+*) echo "ACCELERATOR=$accelerator is not one of cpu, cuda12, cuda13, aot" >&2 && exit 2 ;;
 esac
 
 # The path is part of the stamp: a moved .venv is broken.

@@ -1,0 +1,153 @@
+"""`KeptRows`: which channels a threshold keeps, as lists, so that a matvec reads those rows of W and no others."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.experimental.pallas import triton as plgpu
+
+from pallas_kernels.reference import keep_mask
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KeptRows:
+    """The kept channels of x, cut into lists of `width` neighbouring channels.
+
+    A segment is one projection with a threshold of its own; all segments see the same x. A channel is listed if
+    any row of the batch keeps it; the value is 0 for the rows that do not. Entries at and after `count` are
+    channels that no row keeps, with value 0: a kernel must not read their rows of W.
+
+    Attributes:
+      index: int32 `[segments, lists, width]`, channels of x, ascending within the first `count`.
+      value: float32 `[segments, lists, batch, width]`.
+      count: int32 `[segments, lists]`.
+    """
+
+    index: jax.Array
+    value: jax.Array
+    count: jax.Array
+
+    @property
+    def batch(self) -> int:
+        """Rows of x."""
+        return self.value.shape[2]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """The thresholds of one kernel call, picked from those of all layers inside the kernel.
+
+    Slicing them outside would be a kernel of its own for every call.
+
+    Attributes:
+      thresholds: float32 `[layers, projections]`, >= 0.
+      layer: int32 `[1]`.
+      projections: a threshold for each segment.
+    """
+
+    thresholds: jax.Array
+    layer: jax.Array
+    projections: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, thresholds: jax.typing.ArrayLike) -> "Cut":
+        """Of one call: float32 `[segments]`; raises `ValueError` for one below 0 or NaN."""
+        check_thresholds(thresholds)
+        thresholds = jnp.asarray(thresholds, jnp.float32)
+        return cls(thresholds[None], jnp.zeros((1,), jnp.int32), tuple(range(thresholds.shape[0])))
+
+    @property
+    def values(self) -> jax.Array:
+        """Float32 `[segments]`, outside a kernel."""
+        return self.thresholds[self.layer[0], jnp.asarray(self.projections)]
+
+    def read(self) -> list[jax.Array]:
+        """Inside a kernel: a float32 scalar for each segment."""
+        layer = self.layer[0]
+        return [self.thresholds[layer, p] for p in self.projections]
+
+
+def check_thresholds(thresholds: jax.typing.ArrayLike) -> None:
+    """Raise for a negative or NaN threshold, where its value is known (not under jit)."""
+    if isinstance(thresholds, Tracer):
+        return
+    values = np.asarray(thresholds)
+    if not (values >= 0).all():
+        bad = values[~(values >= 0)].ravel()[0]
+        raise ValueError(f"thresholds: expected every one >= 0 (inf keeps nothing), got {bad}")
+
+
+def kept_shapes(segments: int, lists: int, batch: int, width: int) -> Any:
+    """The shapes and dtypes of a `KeptRows`, as one of `jax.ShapeDtypeStruct`."""
+    leaves = (
+        jax.ShapeDtypeStruct((segments, lists, width), jnp.int32),
+        jax.ShapeDtypeStruct((segments, lists, batch, width), jnp.float32),
+        jax.ShapeDtypeStruct((segments, lists), jnp.int32),
+    )
+    return KeptRows(*leaves)  # ty: ignore[invalid-argument-type]
+
+
+def write_kept(
+    rows: Any,
+    segment: int,
+    which: jax.Array,
+    first: jax.Array,
+    xs: Sequence[jax.Array],
+    threshold: jax.Array,
+    valid: jax.Array | None = None,
+) -> None:
+    """Inside a kernel: write list `which` of `segment`, of the channels `first + 0..width`.
+
+    Positions are a permutation, kept channels from the front, the others from the back: every entry is written
+    once, without a masked scatter, and none waits for the count.
+
+    Args:
+      rows: a `KeptRows` of refs.
+      segment: of the outputs.
+      which: int32 scalar, the list.
+      first: int32 scalar, its first channel.
+      xs: float32 `[width]` of every batch row.
+      threshold: float32 scalar.
+      valid: bool `[width]`, channels that exist; None: all.
+    """
+    keeps = [keep_mask(x, threshold) for x in xs]
+    if valid is not None:
+        keeps = [keep & valid for keep in keeps]
+    union = keeps[0]
+    for keep in keeps[1:]:
+        union = union | keep
+    rank = jnp.cumsum(union.astype(jnp.int32))
+    width = xs[0].shape[0]
+    lane = jnp.arange(width, dtype=jnp.int32)
+    position = jnp.where(union, rank, width - lane + rank) - 1
+    plgpu.store(rows.index.at[segment, which, position], first + lane)
+    for b, (x, keep) in enumerate(zip(xs, keeps, strict=True)):
+        plgpu.store(rows.value.at[segment, which, b, position], jnp.where(keep, x, 0.0))
+    rows.count[segment, which] = jnp.sum(union.astype(jnp.int32))
+
+
+def select_reference(x: jax.Array, thresholds: jax.Array, width: int) -> KeptRows:
+    """What `write_kept` writes for all of x, in plain jnp.
+
+    Args:
+      x: `[batch, d_in]`; a last list that d_in does not fill is filled with channels never kept.
+      thresholds: float32 `[segments]`, >= 0.
+      width: channels a list.
+    """
+    batch, d_in = x.shape
+    lists = -(-d_in // width)
+    x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, lists * width - d_in)))
+    keep = keep_mask(x, thresholds[:, None, None]) & (jnp.arange(lists * width) < d_in)
+    keep = keep.reshape(-1, batch, lists, width).transpose(0, 2, 1, 3)
+    lane = jnp.arange(width, dtype=jnp.int32)
+    order = jnp.argsort(jnp.where(keep.any(axis=2), lane, 2 * width - lane), axis=-1).astype(jnp.int32)
+    value = jnp.where(keep, x.reshape(batch, lists, width).transpose(1, 0, 2), 0.0)
+    value = jnp.take_along_axis(value, order[:, :, None, :], axis=-1)
+    index = order + jnp.arange(lists, dtype=jnp.int32)[:, None] * width
+    return KeptRows(index, value, keep.any(axis=2).sum(axis=-1, dtype=jnp.int32))

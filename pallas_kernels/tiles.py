@@ -1,0 +1,117 @@
+"""How a matvec is cut into programs, and why."""
+
+import dataclasses
+
+PROGRAMS = 320
+"""Programs of 256 threads that share a matrix: two or three on each of an H200's 132 multiprocessors.
+
+More have too few rows each to keep eight loads in flight, and leave more partial sums to add.
+"""
+
+REGISTERS = 65536
+"""Of a multiprocessor, for all threads of its programs."""
+
+LARGE = 16384
+"""Outputs from which a matrix has columns enough for programs of their own: see `matvec_tile`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One program sums `unroll` groups of `rows` rows at a time, over `columns` outputs; `splits` share the rows.
+
+    Attributes:
+      columns: outputs of a program, a power of two. Wide rows are read better: 64 bytes of each cost twice as much.
+      splits: programs that share the rows of one column tile; their partial sums are added in the end.
+      unroll: groups of rows in flight.
+      warps: of 32 threads, a program, a power of two.
+      registers: most of them a thread; see `registers.register_budget`.
+    """
+
+    columns: int
+    splits: int
+    unroll: int = 8
+    warps: int = 8
+    registers: int = 64
+
+    @property
+    def rows(self) -> int:
+        """Rows of W that the threads load at once, eight weights each: 16 bytes of bfloat16."""
+        return max(1, self.warps * 32 * 8 // self.columns)
+
+
+def matvec_tile(d_in: int, d_outs: tuple[int, ...], *, batch: int = 1, dense: bool = False) -> Tile:
+    """A tile for weights `[d_in, d_out]` of every segment, chosen by measurement on an H200.
+
+    128 columns are 256 bytes of a row: half of that reads at two thirds of the speed. Matrices of many columns take
+    256 of them, in smaller programs for kept rows and larger ones for dense ones. Eight groups of rows in flight
+    are what 64 registers a thread hold; more batch rows need registers for their sums.
+
+    Args:
+      d_in: rows.
+      d_outs: columns of every segment.
+      batch: tokens of a step.
+      dense: all rows are read.
+    """
+    columns, warps, unroll = (256, 16, 4) if dense else (256, 4, 8)
+    if sum(d_outs) < LARGE:
+        columns, warps, unroll = 128, 8, 8
+    while columns > 32 and columns > min(d_outs):
+        columns //= 2
+    registers = min(64 if batch <= 2 else 96 if batch <= 4 else 168, REGISTERS // (32 * warps))
+    tile = Tile(columns, 1, unroll if batch <= 4 else min(unroll, 4), warps, registers)
+    tiles = sum(-(-d_out // columns) for d_out in d_outs)
+    wanted = PROGRAMS / tiles if columns < 256 or tiles > 400 else 8
+    # Groups of rows should go round evenly: then no program of dense rows needs a mask, or has less to do.
+    groups = max(1, d_in // (tile.rows * tile.unroll))
+
+    def cost(splits: int) -> float:
+        uneven = -(-groups // splits) * splits / groups
+        return uneven**4 * max(splits / wanted, wanted / splits) ** 0.5
+
+    return dataclasses.replace(tile, splits=min(range(1, groups + 1), key=cost))
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeTiles:
+    """Every size that a decode step's kernels are cut by.
+
+    Attributes:
+      width: channels a list of the kept rows that the norms write.
+      qkv, o, gate_up, down, lm_head: of the matvecs.
+    """
+
+    width: int
+    qkv: Tile
+    o: Tile
+    gate_up: Tile
+    down: Tile
+    lm_head: Tile
+
+    @property
+    def counters(self) -> int:
+        """Counters that the kernels need at most: one a column tile, of the smallest tile there is, 32."""
+        return 8192
+
+
+def decode_tiles(
+    d_model: int, d_mlp: int, attn: int, attn_kv: int, vocab_size: int, *, batch: int = 1, dense: bool = False
+) -> DecodeTiles:
+    """The tiles of a decode step.
+
+    Args:
+      d_model: width of the residual stream.
+      d_mlp: width of the MLP's hidden layer.
+      attn: `num_heads * head_dim`.
+      attn_kv: `num_kv_heads * head_dim`.
+      vocab_size: of the lm_head, which is always dense.
+      batch: tokens of a step.
+      dense: without thresholds.
+    """
+    return DecodeTiles(
+        width=128,
+        qkv=matvec_tile(d_model, (attn, attn_kv, attn_kv), batch=batch, dense=dense),
+        o=matvec_tile(attn, (d_model,), batch=batch, dense=dense),
+        gate_up=matvec_tile(d_model, (d_mlp, d_mlp), batch=batch, dense=dense),
+        down=matvec_tile(d_mlp, (d_model,), batch=batch, dense=dense),
+        lm_head=matvec_tile(d_model, (vocab_size,), batch=batch, dense=True),
+    )
