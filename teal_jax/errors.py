@@ -52,3 +52,7 @@ class SparsityError(TealError, ValueError):
 
 class ContextError(TealError, ValueError):
     """More tokens than the kv_cache or the model's positions hold."""
+
+
+class DeviceMemoryError(TealError):
+    """The model does not fit the device's memory."""

@@ -1,5 +1,6 @@
 """`load` and `load_and_sparsify`: from a name to a model ready to run."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ from teal_jax import artifact, hub
 from teal_jax.data import TextSource
 from teal_jax.decode.tokenizer import Tokenizer
 from teal_jax.errors import ModelNotFoundError
+from teal_jax.memory import check_fits
 from teal_jax.model import LanguageModel
+from teal_jax.nn.fused_step import Implementation
 from teal_jax.nn.gates import Dense
 from teal_jax.progress import Bar
 from teal_jax.sparsity.allocation import allocate
@@ -18,7 +21,13 @@ from teal_jax.sparsity.statistics import Calibration
 
 
 def load(
-    name: str | Path, *, dtype: Any = None, revision: str | None = None, offline: bool = False, progress: bool = True
+    name: str | Path,
+    *,
+    dtype: Any = None,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: bool = True,
+    implementation: Implementation | None = None,
 ) -> LanguageModel:
     """A model by name.
 
@@ -28,16 +37,19 @@ def load(
       revision: branch, tag or commit of a hub repository.
       offline: use only what is on this machine.
       progress: draw progress bars.
+      implementation: of decoding: `"pallas"`, `"xla"` or None; see `LanguageModel`.
 
     Raises:
       ModelNotFoundError: no such model, or it cannot be fetched.
       UnsupportedModelError: its architecture is not Llama's or Mistral's.
       CheckpointError: its weights are incomplete or broken.
+      DeviceMemoryError: it does not fit the device's memory.
     """
     directory = hub.resolve(name, revision=revision, offline=offline)
     if artifact.is_artifact(directory):
-        return artifact.load(directory, dtype=dtype)
+        return dataclasses.replace(artifact.load(directory, dtype=dtype), implementation=implementation)
     config = converters.read_config(directory)
+    check_fits(config, dtype)
     with Bar(enabled=progress) as bar:
         weights = converters.read_params(directory, config, dtype=dtype, progress=bar)
     try:
@@ -47,7 +59,11 @@ def load(
         tokenizer = None
     label = name if isinstance(name, str) and not Path(name).exists() else Path(name).name
     return LanguageModel(
-        config=config, params={"weights": weights, "gates": Dense()}, name=str(label), tokenizer=tokenizer
+        config=config,
+        params={"weights": weights, "gates": Dense()},
+        name=str(label),
+        tokenizer=tokenizer,
+        implementation=implementation,
     )
 
 
@@ -66,6 +82,7 @@ def load_and_sparsify(
     revision: str | None = None,
     offline: bool = False,
     progress: bool = True,
+    implementation: Implementation | None = None,
 ) -> LanguageModel:
     """Load, calibrate, allocate and sparsify.
 
@@ -83,6 +100,7 @@ def load_and_sparsify(
       revision: see `load`.
       offline: see `load`.
       progress: draw progress bars.
+      implementation: see `load`.
 
     Returns:
       The sparse model; `.plan` says what was chosen, `.dense()` gives the dense one.
@@ -94,7 +112,9 @@ def load_and_sparsify(
         raise ValueError(f"the plan's target is {plan.target}, got sparsity {target}")
     if isinstance(calibration, (str, Path)):
         calibration = Calibration.load(calibration)
-    lm = load(name, dtype=dtype, revision=revision, offline=offline, progress=progress).dense()
+    lm = load(
+        name, dtype=dtype, revision=revision, offline=offline, progress=progress, implementation=implementation
+    ).dense()
     if plan is not None:
         return lm.sparsify(plan)
     if calibration is None and data is None:

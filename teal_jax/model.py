@@ -15,6 +15,7 @@ from teal_jax.config import ModelConfig
 from teal_jax.errors import ContextError, PlanError
 from teal_jax.nn.cache import KVCache, init_cache
 from teal_jax.nn.decoder import Decoder, Observer
+from teal_jax.nn.fused_step import Implementation, fused_step, use_fused_step
 from teal_jax.nn.gates import Dense, Threshold
 
 if TYPE_CHECKING:
@@ -38,9 +39,16 @@ def abstract_decoder(config: ModelConfig, dtype: jax.typing.DTypeLike = jnp.floa
     return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 
+def model_functions(config: ModelConfig, implementation: Implementation | None = None) -> ModelFunctions:
+    """The functions of `config`; the same objects for the same arguments.
+
+    `implementation` is of `decode_step`: `"pallas"`, the GPU kernels; `"xla"`; None, the kernels where they can run.
+    """
+    return _model_functions(config, implementation)
+
+
 @functools.cache
-def model_functions(config: ModelConfig) -> ModelFunctions:
-    """The functions of `config`; the same objects for the same config."""
+def _model_functions(config: ModelConfig, implementation: Implementation | None) -> ModelFunctions:
     graphdef, _ = nnx.split(abstract_decoder(config))
 
     def prefill(
@@ -59,8 +67,11 @@ def model_functions(config: ModelConfig) -> ModelFunctions:
         return model.logits(x[jnp.arange(len(tokens)), last]), cache
 
     def decode_step(params: Params, token: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        model = nnx.merge(graphdef, params["weights"])
-        x, cache = model.extend(token[:, None], params["gates"], cache)
+        weights, gates = params["weights"], params["gates"]
+        if use_fused_step(config, implementation, weights["embed"]["weight"].dtype, token.shape[0]):
+            return fused_step(config, weights, gates, token, cache)
+        model = nnx.merge(graphdef, weights)
+        x, cache = model.extend(token[:, None], gates, cache)
         return model.logits(x[:, 0]), cache
 
     def forward(
@@ -108,6 +119,8 @@ class LanguageModel:
       name: what it was loaded as, for messages and reports.
       tokenizer: text to tokens and back; None for a model without one.
       plan: the sparsity in force; None when dense.
+      implementation: of decoding: `"pallas"`, the GPU kernels, or an error; `"xla"`, which reads every weight; None,
+        the kernels where they can run.
     """
 
     config: ModelConfig
@@ -115,6 +128,7 @@ class LanguageModel:
     name: str = "model"
     tokenizer: "Tokenizer | None" = None
     plan: "SparsityPlan | None" = None
+    implementation: Implementation | None = None
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -135,9 +149,10 @@ class LanguageModel:
         """`decode_step(params, token, cache) -> (logits, cache)`: one token each, through the gates.
 
         token int32 `[batch]`; logits float32 `[batch, vocab]`. Pure, and the same for every sparsity:
-        thresholds are arrays in `params`. The caller keeps `cache.length` below `cache.capacity`.
+        thresholds are arrays in `params`. The caller keeps `cache.length` below `cache.capacity`. On a GPU, for at
+        most 8 rows, it runs kernels that read only the kept rows of every weight; see `implementation`.
         """
-        return model_functions(self.config).decode_step
+        return model_functions(self.config, self.implementation).decode_step
 
     def init_cache(self, batch: int, max_len: int) -> KVCache:
         """An empty kv_cache for `batch` sequences of at most `max_len` tokens, prompt included."""

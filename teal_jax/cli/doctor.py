@@ -26,22 +26,6 @@ PACKAGES = (
     "matplotlib",
 )
 
-BILLIONS = {
-    "llama-3.2-1b": 1.24,
-    "llama-3.2-3b": 3.21,
-    "llama-2-7b": 6.74,
-    "mistral-7b": 7.24,
-    "llama-3-8b": 8.03,
-    "llama-3.1-8b": 8.03,
-    "llama-2-13b": 13.02,
-    "llama-2-70b": 68.98,
-    "llama-3-70b": 70.55,
-}
-"""Parameters by family; its chat and instruct forms are as large."""
-
-HEADROOM = 1.15
-"""Memory a model needs beyond its 16-bit weights: kv_cache, activations, compiled programs."""
-
 
 def command(
     models: Annotated[bool, typer.Option("--models", help="List the aliases.")] = False,
@@ -52,6 +36,7 @@ def command(
     """Versions, devices, cache, aliases, and which models would fit this machine's memory."""
     with Session(quiet=quiet, as_json=as_json, debug=debug) as session:
         from teal_jax import hub
+        from teal_jax.memory import fitting
         from teal_jax.tables import facts_table, size
 
         if models:
@@ -66,7 +51,7 @@ def command(
             return
         devices = _devices()
         memory = max(device["memory_bytes"] for device in devices)
-        fits = [name for name, billions in BILLIONS.items() if 2e9 * billions * HEADROOM <= memory]
+        fits = fitting(memory)
         cache = _cache()
         values = {
             "python": platform.python_version(),

@@ -15,8 +15,10 @@ def open_model(
     session: Session, name: str, *, dtype: str | None = None, revision: str | None = None
 ) -> "LanguageModel":
     """The model called `name`."""
+    from teal_jax import compilation_cache
     from teal_jax.loading import load
 
+    compilation_cache.enable()
     return load(name, dtype=dtype, revision=revision, offline=session.offline, progress=session.progress)
 
 

@@ -15,6 +15,7 @@ from teal_jax.config import ModelConfig
 from teal_jax.decode.sampling import Sampler, needs_seen, sample
 from teal_jax.model import LanguageModel, Params, model_functions
 from teal_jax.nn.cache import KVCache
+from teal_jax.nn.fused_step import Implementation
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt taken in one call; longer prompts take several."""
@@ -94,13 +95,15 @@ def first_token_function(sampler: Sampler) -> Callable[[DecodeState, jax.Array],
 
 
 @functools.cache
-def decode_function(config: ModelConfig, sampler: Sampler) -> Callable[..., tuple[DecodeState, jax.Array, jax.Array]]:
+def decode_function(
+    config: ModelConfig, sampler: Sampler, implementation: Implementation | None
+) -> Callable[..., tuple[DecodeState, jax.Array, jax.Array]]:
     """Jitted `(params, state, n) -> (state, tokens int32 [b, 64], steps int32)`; state donated, n <= 64 traced.
 
     Decodes until every row is done, at most n tokens: `tokens[:, :steps]` are new. One program serves every n
     and, thresholds being arrays in params, every sparsity.
     """
-    decode_step = model_functions(config).decode_step
+    decode_step = model_functions(config, implementation).decode_step
 
     def chunk(params: Params, state: DecodeState, n: jax.Array) -> tuple[DecodeState, jax.Array, jax.Array]:
         def step(carry: tuple[jax.Array, DecodeState, jax.Array]) -> tuple[jax.Array, DecodeState, jax.Array]:
@@ -121,7 +124,8 @@ def decode_function(config: ModelConfig, sampler: Sampler) -> Callable[..., tupl
 
 def decode_chunk(lm: LanguageModel, state: DecodeState, n: int, sampler: Sampler) -> tuple[DecodeState, np.ndarray]:
     """Decode up to `n <= 64` tokens of every row; returns the new state and int32 `[batch, steps]`, `steps <= n`."""
-    state, tokens, steps = decode_function(lm.config, sampler)(lm.params, state, np.int32(min(n, DECODE_CHUNK)))
+    function = decode_function(lm.config, sampler, lm.implementation)
+    state, tokens, steps = function(lm.params, state, np.int32(min(n, DECODE_CHUNK)))
     return state, np.asarray(tokens)[:, : int(steps)]
 
 
@@ -233,5 +237,5 @@ def begin(
     state = first_token_function(sampler)(state, logits)
     state.token.block_until_ready()
     clock.prefill_seconds += time.perf_counter() - began
-    clock.compile(decode_function(lm.config, sampler), lm.params, state, np.int32(0))
+    clock.compile(decode_function(lm.config, sampler, lm.implementation), lm.params, state, np.int32(0))
     return state

@@ -113,7 +113,7 @@ def test_new_lengths_seeds_and_sparsities_compile_nothing(windowed):
     config = dataclasses.replace(WINDOWED, max_position=600)  # functions of its own
     lm = sparse(lively_model(config))
     options = {"max_new_tokens": 11, "sampler": Sampling(top_k=5)}
-    functions = (decode_loop.prefill_function(config), decode_loop.decode_function(config, options["sampler"]))
+    functions = (decode_loop.prefill_function(config), decode_loop.decode_function(config, options["sampler"], None))
     generate(lm, some_tokens(17), **options)
     sizes = [f._cache_size() for f in functions]
     assert sizes == [1, 1]
@@ -132,7 +132,7 @@ def test_weights_committed_to_a_device_compile_once(monkeypatch):
     lm = dataclasses.replace(lm, params=jax.device_put(lm.params, jax.devices()[0]))
     generate(lm, some_tokens(40), max_new_tokens=40, ignore_eos=True)
     assert decode_loop.prefill_function(config)._cache_size() == 1
-    assert decode_loop.decode_function(config, Greedy())._cache_size() == 1
+    assert decode_loop.decode_function(config, Greedy(), None)._cache_size() == 1
 
 
 def test_bucket_and_cache_sizes():

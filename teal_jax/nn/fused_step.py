@@ -1,0 +1,142 @@
+"""One decode step on the GPU: seven sparse kernels a layer, which hand each other lists of kept rows."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.attention import decode_attention
+from pallas_kernels.gate_up import gate_up
+from pallas_kernels.kept import Cut, KeptRows
+from pallas_kernels.matvec import matvec
+from pallas_kernels.norm import rms_norm_select
+from pallas_kernels.reference import matmul
+from pallas_kernels.sparse import Implementation as Implementation
+from pallas_kernels.sparse import use_pallas
+from pallas_kernels.tiles import DecodeTiles, decode_tiles
+from teal_jax.config import ModelConfig
+from teal_jax.nn.cache import KVCache
+from teal_jax.nn.gates import Gate, Threshold
+from teal_jax.nn.rope import rotary_table
+
+MAX_HEAD_DIM = 256
+"""Of the attention kernel."""
+
+
+def fused_step(
+    config: ModelConfig,
+    weights: dict[str, Any],
+    gates: Gate,
+    token: jax.Array,
+    cache: KVCache,
+    tiles: DecodeTiles | None = None,
+    *,
+    interpret: bool = False,
+) -> tuple[jax.Array, KVCache]:
+    """As `Decoder.extend` and `Decoder.logits` for one token a row, in kernels that read only the kept rows.
+
+    Args:
+      config: of the model.
+      weights: nested dict, as in `LanguageModel.params["weights"]`.
+      gates: `Dense()` or a `Threshold` with `[layers, 7]` values.
+      token: int32 `[batch]`, batch at most 8.
+      cache: its arrays are updated in place where the caller's jit is given them.
+      tiles: how each kernel is cut; None: `choose_tiles`.
+      interpret: run the kernels as plain jax, on any device.
+
+    Returns:
+      Float32 logits `[batch, vocab]`, and the cache with the token in it.
+    """
+    logits, cache, _ = counting_step(config, weights, gates, token, cache, tiles, interpret=interpret)
+    return logits, cache
+
+
+def counting_step(
+    config: ModelConfig,
+    weights: dict[str, Any],
+    gates: Gate,
+    token: jax.Array,
+    cache: KVCache,
+    tiles: DecodeTiles | None = None,
+    *,
+    interpret: bool = False,
+) -> tuple[jax.Array, KVCache, jax.Array]:
+    """`fused_step`, and the rows of W that each projection read, int32 `[layers, 7]`."""
+    if tiles is None:
+        tiles = choose_tiles(config, token.shape[0], dense=not isinstance(gates, Threshold))
+    thresholds = gates.value if isinstance(gates, Threshold) else None
+    counters = jnp.zeros((tiles.counters,), jnp.int32)
+    cos, sin = (table[:, 0, 0] for table in rotary_table(cache.length[:, None], config.rope, config.head_dim))
+    h = weights["embed"]["weight"][token]
+    keys, values = list(cache.keys), list(cache.values)
+
+    def cut(*projections: int) -> Cut | None:
+        return None if thresholds is None else Cut(thresholds, jnp.full((1,), i, jnp.int32), projections)
+
+    kept: list[jax.Array] = []
+
+    def note(rows: Any, width: int, segments: int = 1) -> None:
+        # Costs nothing where nobody asks: XLA leaves out what is not used.
+        whole = jnp.full((segments,), width, jnp.int32)
+        kept.append(rows.count.sum(axis=1) if isinstance(rows, KeptRows) else whole)
+
+    def norm(parameters: dict[str, Any], cut: Cut | None) -> Any:
+        return rms_norm_select(
+            h, parameters["weight"], cut, eps=config.norm_eps, width=tiles.width, interpret=interpret
+        )
+
+    for i in range(config.num_layers):
+        layer = weights["layers"][i]
+        attn, mlp = layer["attn"], layer["mlp"]
+
+        rows = norm(layer["attn_norm"], cut(0, 1, 2))
+        note(rows, config.d_model, 3)
+        matrices, biases = of(attn, "q_proj", "k_proj", "v_proj")
+        qkv, counters = matvec(rows, matrices, counters, biases=biases, tile=tiles.qkv, interpret=interpret)
+        rows, keys[i], values[i], counters = decode_attention(
+            qkv, (cos, sin), cache.length, keys[i], values[i], counters, cut(3),
+            num_heads=config.num_heads, window=config.sliding_window, interpret=interpret,
+        )  # fmt: skip
+        note(rows, config.num_heads * config.head_dim)
+        matrices, biases = of(attn, "o_proj")
+        h, counters = matvec(rows, matrices, counters, biases=biases, residual=h, tile=tiles.o, interpret=interpret)
+
+        rows = norm(layer["mlp_norm"], cut(4, 5))
+        note(rows, config.d_model, 2)
+        matrices, biases = of(mlp, "gate_proj", "up_proj")
+        rows, counters = gate_up(
+            rows, matrices, counters, cut(6), biases=biases, tile=tiles.gate_up, interpret=interpret
+        )
+        note(rows, config.d_mlp)
+        matrices, biases = of(mlp, "down_proj")
+        h, counters = matvec(rows, matrices, counters, biases=biases, residual=h, tile=tiles.down, interpret=interpret)
+
+    x = norm(weights["final_norm"], None)
+    if config.tie_embeddings:
+        logits = matmul(x, weights["embed"]["weight"].T, out_dtype=jnp.float32)
+    else:
+        matrices = (weights["lm_head"]["weight"],)
+        logits, _ = matvec(x, matrices, counters, out_dtype=jnp.float32, tile=tiles.lm_head, interpret=interpret)
+    cache = KVCache(tuple(keys), tuple(values), cache.length + 1, cache.capacity)
+    return logits, cache, jnp.concatenate(kept).reshape(-1, 7)
+
+
+def use_fused_step(
+    config: ModelConfig, implementation: Implementation | None, dtype: jax.typing.DTypeLike, batch: int
+) -> bool:
+    """Whether a decode step runs in `fused_step`; raises `NotImplementedError` if it was asked for and cannot."""
+    reason = None if config.head_dim <= MAX_HEAD_DIM else f"they take head_dim <= {MAX_HEAD_DIM}, got {config.head_dim}"
+    return use_pallas(implementation, dtype, batch, reason)
+
+
+def choose_tiles(config: ModelConfig, batch: int, *, dense: bool = False) -> DecodeTiles:
+    """The tiles of a model's decode step."""
+    attn, attn_kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return decode_tiles(config.d_model, config.d_mlp, attn, attn_kv, config.vocab_size, batch=batch, dense=dense)
+
+
+def of(parameters: dict[str, Any], *names: str) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...] | None]:
+    """The matrices of the named projections, and their biases where they have some."""
+    matrices = tuple(parameters[name]["weight"] for name in names)
+    biased = "bias" in parameters[names[0]]
+    return matrices, tuple(parameters[name]["bias"] for name in names) if biased else None

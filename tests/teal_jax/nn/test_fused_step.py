@@ -1,0 +1,155 @@
+"""The fused decode step, in interpret mode, against the plain decoder."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import teal_jax
+from pallas_kernels.tiles import DecodeTiles, Tile
+from teal_jax.config import ModelConfig, RopeConfig
+from teal_jax.model import model_functions
+from teal_jax.nn.cache import KVCache
+from teal_jax.nn.fused_step import choose_tiles, counting_step, fused_step, use_fused_step
+from teal_jax.nn.gates import Dense, Gate, Threshold
+
+TINY = ModelConfig(
+    vocab_size=50,
+    d_model=64,
+    d_mlp=72,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    max_position=64,
+    norm_eps=1e-5,
+    rope=RopeConfig(theta=1000.0),
+)
+BIASED = dataclasses.replace(TINY, attention_bias=True, mlp_bias=True, tie_embeddings=True)
+WINDOWED = dataclasses.replace(TINY, sliding_window=6)
+
+
+def tile(columns: int, splits: int) -> Tile:
+    return Tile(columns, splits, unroll=2, warps=1)
+
+
+TILES = DecodeTiles(
+    width=16, qkv=tile(16, 4), o=tile(16, 2), gate_up=tile(16, 2), down=tile(16, 3), lm_head=tile(16, 2)
+)
+
+
+def model(config: ModelConfig, dtype=jnp.float32) -> teal_jax.LanguageModel:
+    lm = teal_jax.random_model(config, dtype=dtype)
+    # Larger than the initialisation, so that a wrong layer shows in the logits.
+    weights = jax.tree.map(lambda x: x * 5 if x.ndim == 2 else x + 0.1, lm.params["weights"])
+    return dataclasses.replace(lm, params=lm.params | {"weights": weights})
+
+
+def thresholds(config: ModelConfig) -> Threshold:
+    rng = np.random.default_rng(0)
+    return Threshold(jnp.asarray(rng.uniform(0.05, 0.6, (config.num_layers, 7)), jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("config", "gates"),
+    [(TINY, Dense()), (TINY, thresholds(TINY)), (BIASED, thresholds(BIASED)), (WINDOWED, thresholds(WINDOWED))],
+    ids=["dense", "sparse", "biases and tied", "sliding window"],
+)
+def test_float32_gives_the_same_logits_and_tokens(config: ModelConfig, gates: Gate):
+    lm = model(config)
+    params = lm.params | {"gates": gates}
+    prompt = jnp.asarray([[1, 2, 3, 4], [5, 6, 7, 8]])
+    logits, plain = lm.prefill(params, prompt, lm.init_cache(2, 24))
+    fused = plain
+    step = jax.jit(lambda w, g, t, c: fused_step(config, w, g, t, c, TILES, interpret=True))
+    reference = jax.jit(dataclasses.replace(lm, implementation="xla").decode_step)
+    token = logits.argmax(-1).astype(jnp.int32)
+    for _ in range(8):
+        expected, plain = reference(params, token, plain)
+        got, fused = step(params["weights"], gates, token, fused)
+        np.testing.assert_allclose(got, expected, atol=2e-5, rtol=1e-5)
+        token = expected.argmax(-1).astype(jnp.int32)
+        assert (got.argmax(-1) == token).all()
+    assert (fused.length == plain.length).all()
+    for got, expected in zip(fused.keys + fused.values, plain.keys + plain.values, strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_counts_are_the_rows_that_the_thresholds_keep():
+    lm = model(TINY)
+    gates = thresholds(TINY)
+    params = lm.params | {"gates": gates}
+    cache = lm.init_cache(1, 24)
+    step = jax.jit(lambda w, g, t, c: counting_step(TINY, w, g, t, c, TILES, interpret=True))
+    _, _, kept = step(params["weights"], gates, jnp.asarray([3]), cache)
+    dropped = []
+
+    def observe(taps, gate):
+        sites = [taps.attn_in] * 3 + [taps.attn_out] + [taps.mlp_in] * 2 + [taps.mlp_hidden]
+        dropped.append([int((jnp.abs(x[0, 0]) > gate.value[i]).sum()) for i, x in enumerate(sites)])
+
+    model_functions(TINY).forward(params, jnp.asarray([[3]]), jnp.ones((1, 1), bool), None, observe)
+    assert kept.tolist() == dropped
+    _, _, dense = counting_step(TINY, params["weights"], Dense(), jnp.asarray([3]), cache, TILES, interpret=True)
+    assert dense.tolist() == [[d_in for d_in, _ in TINY.projection_shapes]] * 2
+
+
+def test_dispatch(monkeypatch: pytest.MonkeyPatch):
+    assert not use_fused_step(TINY, "xla", jnp.float32, 1)
+    if jax.default_backend() != "gpu":
+        assert not use_fused_step(TINY, None, jnp.float32, 1)
+        with pytest.raises(NotImplementedError, match="no GPU"):
+            use_fused_step(TINY, "pallas", jnp.float32, 1)
+        lm = dataclasses.replace(teal_jax.random_model(TINY), implementation="pallas")
+        with pytest.raises(NotImplementedError, match="no GPU"):
+            lm.decode_step(lm.params, jnp.asarray([1]), lm.init_cache(1, 8))
+    with pytest.raises(ValueError, match="triton"):
+        use_fused_step(TINY, "triton", jnp.float32, 1)
+    wide = dataclasses.replace(TINY, head_dim=512)
+    with pytest.raises(NotImplementedError, match="head_dim <= 256, got 512"):
+        use_fused_step(wide, "pallas", jnp.float32, 1)
+    # Where the kernels can run, they do, up to eight rows.
+    monkeypatch.setattr("pallas_kernels.sparse.why_not", lambda: None)
+    assert use_fused_step(TINY, None, jnp.bfloat16, 8)
+    assert not use_fused_step(TINY, None, jnp.bfloat16, 9)
+    with pytest.raises(NotImplementedError, match="1 to 8 rows, got 9"):
+        use_fused_step(TINY, "pallas", jnp.bfloat16, 9)
+
+
+def test_the_step_lowers_for_cuda_with_seven_kernels_a_layer():
+    from jax.sharding import AbstractDevice, AbstractMesh
+
+    config = dataclasses.replace(TINY, d_model=256, d_mlp=512, num_heads=4, num_kv_heads=2, head_dim=64)
+    lm = jax.eval_shape(lambda: teal_jax.random_model(config, dtype=jnp.bfloat16).params["weights"])
+    cache = jax.eval_shape(lambda: KVCache(*init(config), jnp.zeros((1,), jnp.int32), 32))
+    gates = Threshold(jax.ShapeDtypeStruct((2, 7), jnp.float32))
+    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+        traced = jax.jit(lambda w, g, t, c: fused_step(config, w, g, t, c)).trace(
+            lm, gates, jax.ShapeDtypeStruct((1,), jnp.int32), cache
+        )
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    calls = sum(text.count(f"call @{name}") for name in ("rms_norm_select", "matvec", "decode_attention", "gate_up"))
+    assert calls == 7 * 2 + 2
+
+
+def init(config: ModelConfig):
+    shape = (1, 32, config.num_kv_heads, config.head_dim)
+    return tuple(tuple(jnp.zeros(shape, jnp.bfloat16) for _ in range(config.num_layers)) for _ in range(2))
+
+
+def test_tiles_fit_every_named_shape():
+    for d_model, d_mlp, heads, kv, vocab in (
+        (4096, 14336, 32, 8, 128256),
+        (2048, 8192, 32, 8, 128256),
+        (64, 72, 4, 2, 50),
+    ):
+        config = dataclasses.replace(
+            TINY, d_model=d_model, d_mlp=d_mlp, num_heads=heads, num_kv_heads=kv, vocab_size=vocab
+        )
+        tiles = choose_tiles(config, 1)
+        for t in (tiles.qkv, tiles.o, tiles.gate_up, tiles.down, tiles.lm_head):
+            assert t.columns & (t.columns - 1) == 0
+            assert t.splits >= 1
