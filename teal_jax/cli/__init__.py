@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from teal_jax.cli import allocate, calibrate, chat, convert, demo, doctor, eval, generate, inspect, sparsify
+from teal_jax.cli import allocate, bench, calibrate, chat, convert, demo, doctor, eval, generate, inspect, sparsify
 from teal_jax.cli.options import examples
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 
 for module in (demo, convert, calibrate, allocate, sparsify, inspect, generate, chat, eval, doctor):
     app.command(module.__name__.rpartition(".")[2], epilog=module.EPILOG)(module.command)
+app.add_typer(bench.app, name="bench")
 
 
 def _version(asked: bool) -> None:

@@ -13,7 +13,19 @@ from teal_jax.cli.session import Session
 from teal_jax.errors import DataError, TealError
 from teal_jax.sparsity.plan import SparsityPlan
 
-COMMANDS = ("demo", "convert", "calibrate", "allocate", "sparsify", "inspect", "generate", "chat", "eval", "doctor")
+COMMANDS = (
+    "demo",
+    "convert",
+    "calibrate",
+    "allocate",
+    "sparsify",
+    "inspect",
+    "generate",
+    "chat",
+    "eval",
+    "bench",
+    "doctor",
+)
 PROMPT = "Once upon a time"
 ROOT = Path(__file__).resolve().parents[2]
 

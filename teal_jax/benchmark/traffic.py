@@ -1,0 +1,26 @@
+"""Bytes that a decoded token has to read: its weights and its kv_cache."""
+
+import numpy as np
+
+from teal_jax.config import ModelConfig
+from teal_jax.tables import decode_bytes
+
+
+def cache_bytes(config: ModelConfig, itemsize: int, context: int) -> int:
+    """The kv_cache of `context` tokens; under a sliding window it holds no more than that."""
+    slots = min(context, config.sliding_window or context)
+    return 2 * itemsize * config.num_layers * config.num_kv_heads * config.head_dim * slots
+
+
+def token_bytes(config: ModelConfig, itemsize: int, sparsity: float, lengths: range) -> float:
+    """Mean bytes that a token reads, decoded at each of `lengths` tokens before it: kept weights, lm_head, kv_cache.
+
+    Norms and the embedding's one row, a hundred-thousandth of it, are not counted.
+    """
+    caches = [cache_bytes(config, itemsize, length) for length in lengths]
+    return decode_bytes(config, itemsize, sparsity) + float(np.mean(caches))
+
+
+def limit(config: ModelConfig, itemsize: int, sparsity: float, lengths: range, bandwidth: float) -> float:
+    """Tokens a second that `bandwidth` (bytes a second) allows."""
+    return bandwidth / token_bytes(config, itemsize, sparsity, lengths)
