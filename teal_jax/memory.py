@@ -21,13 +21,27 @@ BILLIONS = {
 }
 """Parameters by family; its chat and instruct forms are as large."""
 
-HEADROOM = 1.15
-"""Memory that a model needs beyond its weights: kv_cache, activations, compiled programs."""
+ROOM = 1.1
+"""Memory beyond weights and kv_cache: logits, partial sums, compiled programs."""
+
+CONTEXT = 4096
+"""Tokens for whose kv_cache there should be room where nobody says how many."""
+
+
+def cache_bytes(config: ModelConfig, itemsize: int, context: int) -> int:
+    """The kv_cache of `context` tokens; under a sliding window it holds no more than that."""
+    slots = min(context, config.sliding_window or context)
+    return 2 * itemsize * config.num_layers * config.num_kv_heads * config.head_dim * slots
+
+
+def needed_bytes(config: ModelConfig, itemsize: int, context: int = CONTEXT) -> int:
+    """Device memory to decode one sequence of `context` tokens: weights, kv_cache, and a tenth."""
+    return round(ROOM * (itemsize * config.num_params + cache_bytes(config, itemsize, context)))
 
 
 def fitting(memory_bytes: int) -> list[str]:
     """The aliases whose 16-bit weights fit `memory_bytes`, with room to run."""
-    return [name for name, billions in BILLIONS.items() if 2e9 * billions * HEADROOM <= memory_bytes]
+    return [name for name, billions in BILLIONS.items() if ROOM * 2e9 * billions <= memory_bytes]
 
 
 def free_bytes() -> int | None:
@@ -36,12 +50,13 @@ def free_bytes() -> int | None:
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
 
 
-def check_fits(config: ModelConfig, dtype: Any = None, *, free: int | None = None) -> None:
-    """Raise if a model's weights cannot fit the device.
+def check_fits(config: ModelConfig, dtype: Any = None, *, context: int = CONTEXT, free: int | None = None) -> None:
+    """Raise if a model cannot run on the device.
 
     Args:
       config: of the model.
       dtype: of the weights; None: 16-bit, the least that a checkpoint has.
+      context: tokens in the kv_cache.
       free: bytes; None: asks the device.
 
     Raises:
@@ -51,11 +66,10 @@ def check_fits(config: ModelConfig, dtype: Any = None, *, free: int | None = Non
     if free is None:
         return
     itemsize = 2 if dtype is None else jnp.dtype(dtype).itemsize
-    needed = int(config.num_params * itemsize * HEADROOM)
+    needed = needed_bytes(config, itemsize, context)
     if needed > free:
-        names = ", ".join(fitting(free)) or "none of the aliases"
         raise DeviceMemoryError(
-            f"{config.num_params / 1e9:.2f}G weights of {8 * itemsize} bits need {needed / 2**30:.1f} GiB with their "
-            f"kv_cache, the device has {free / 2**30:.1f} GiB free",
-            hint=f"fits in 16 bits: {names}; or set JAX_PLATFORMS=cpu",
+            f"{config.num_params / 1e9:.2f}G weights of {8 * itemsize} bits need {needed / 2**30:.1f} GiB "
+            f"with a kv_cache of {context} tokens, the device has {free / 2**30:.1f} GiB free",
+            hint=f"fits in 16 bits: {', '.join(fitting(free)) or 'none of the aliases'}; or set JAX_PLATFORMS=cpu",
         )

@@ -1,4 +1,4 @@
-"""The GPU that is measured: whether there is one, whether the model fits, and how fast it reads."""
+"""The GPU that is measured: whether there is one, and how fast it reads."""
 
 import subprocess
 import time
@@ -9,22 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import support
-from pallas_kernels.workloads import WORKLOADS
-from teal_jax.benchmark.shapes import workload_config
-from teal_jax.benchmark.traffic import cache_bytes
-from teal_jax.config import ModelConfig
 from teal_jax.errors import TealError
-from teal_jax.tables import size
 
 READ_BYTES = 1 << 31
 """Of the array that measures the read bandwidth: far beyond any cache."""
 
-ROOM = 1.1
-"""Memory beyond weights and kv_cache: logits, partial sums, a second copy of the cache."""
-
 
 class DeviceError(TealError):
-    """No device that this measurement can run on, or too little memory on it."""
+    """No device that this measurement can run on."""
 
 
 def cuda_device() -> Any:
@@ -36,23 +28,6 @@ def cuda_device() -> Any:
             hint="an Ampere or later GPU and a CUDA build of jax (teal-jax[cuda13]); teal doctor shows what jax sees",
         )
     return jax.devices()[0]
-
-
-def needed_bytes(config: ModelConfig, itemsize: int, context: int) -> int:
-    """Device memory to decode one sequence of `context` tokens: weights, kv_cache, and a tenth."""
-    return round(ROOM * (itemsize * config.num_params + cache_bytes(config, itemsize, context)))
-
-
-def check_memory(limit: int | None, config: ModelConfig, itemsize: int, context: int) -> None:
-    """Raise `DeviceError` where the model needs more than `limit` bytes; an unknown limit is not checked."""
-    needed = needed_bytes(config, itemsize, context)
-    if limit is None or needed <= limit:
-        return
-    fits = [name for name, load in WORKLOADS.items() if needed_bytes(workload_config(load), itemsize, context) <= limit]
-    raise DeviceError(
-        f"this shape needs {size(needed)} of device memory at context {context}, jax may use {size(limit)}",
-        hint=f"shapes that would fit: {', '.join(fits) or 'none of the named ones'}",
-    )
 
 
 def memory_limit(device: Any) -> int | None:

@@ -3,13 +3,8 @@
 import numpy as np
 
 from teal_jax.config import ModelConfig
+from teal_jax.memory import cache_bytes
 from teal_jax.tables import decode_bytes
-
-
-def cache_bytes(config: ModelConfig, itemsize: int, context: int) -> int:
-    """The kv_cache of `context` tokens; under a sliding window it holds no more than that."""
-    slots = min(context, config.sliding_window or context)
-    return 2 * itemsize * config.num_layers * config.num_kv_heads * config.head_dim * slots
 
 
 def token_bytes(config: ModelConfig, itemsize: int, sparsity: float, lengths: range) -> float:

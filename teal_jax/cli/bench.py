@@ -74,11 +74,12 @@ def decode(
         from teal_jax.benchmark.plot import plot_speed
         from teal_jax.benchmark.tables import DECODE
         from teal_jax.benchmark.traffic import limit
+        from teal_jax.memory import check_fits
         from teal_jax.model import random_model
 
         work = Work(sparsities=targets, context=context, tokens=tokens, repeats=repeats)
         itemsize = 4 if dtype is DType.float32 else 2
-        gpu.check_memory(gpu.memory_limit(device), config, itemsize, context)
+        check_fits(config, dtype.value, context=context)
         run = _Run(session, "decode", name, device, DECODE, output, debug)
         run.command = (
             f"teal bench decode --shape {name} --sparsity {','.join(f'{t:g}' for t in targets)} --context {context} "

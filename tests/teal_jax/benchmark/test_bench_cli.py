@@ -100,8 +100,8 @@ def test_failed_measurements_are_loud(fixtures):
 
 @pytest.mark.usefixtures("pretend_gpu")
 def test_too_little_memory(monkeypatch):
-    monkeypatch.setattr("teal_jax.benchmark.device.memory_limit", lambda device: 20 * 10**9)
+    monkeypatch.setattr("teal_jax.memory.free_bytes", lambda: 20 * 10**9)
     run = teal("bench", "decode", "--shape", "llama-3-70b", "--no-peer")
     assert run.exit_code == 3
-    assert "needs 155" in run.stderr
+    assert "need 144.7 GiB with a kv_cache of 512 tokens" in run.stderr
     assert "llama-3-8b" in run.stderr

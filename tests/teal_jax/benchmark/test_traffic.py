@@ -3,10 +3,10 @@ import dataclasses
 import pytest
 
 from pallas_kernels.workloads import WORKLOADS
-from teal_jax.benchmark.device import DeviceError, check_memory, needed_bytes
 from teal_jax.benchmark.shapes import shape_config, workload_config
-from teal_jax.benchmark.traffic import cache_bytes, limit, token_bytes
+from teal_jax.benchmark.traffic import limit, token_bytes
 from teal_jax.errors import ModelNotFoundError
+from teal_jax.memory import cache_bytes
 from tests.teal_jax.benchmark.tiny import CONFIG
 
 BILLIONS = {"llama-2-7b": 6.74, "llama-3-8b": 8.03, "llama-3-70b": 70.55, "mistral-7b": 7.24, "llama-3.2-1b": 1.24}
@@ -44,13 +44,3 @@ def test_bytes_of_a_token():
 def test_a_window_bounds_the_cache():
     windowed = dataclasses.replace(CONFIG, sliding_window=8)
     assert cache_bytes(windowed, 2, 100) == cache_bytes(CONFIG, 2, 8)
-
-
-def test_too_little_memory_says_how_much_and_what_fits():
-    config = workload_config(WORKLOADS["llama-3-70b"])
-    assert needed_bytes(config, 2, 512) == pytest.approx(1.1 * 2 * 70.55e9, rel=0.01)
-    check_memory(None, config, 2, 512)
-    check_memory(200 * 10**9, config, 2, 512)
-    with pytest.raises(DeviceError, match=r"needs 155.* GB .* jax may use 24\.0 GB") as error:
-        check_memory(24 * 10**9, config, 2, 512)
-    assert error.value.hint == "shapes that would fit: llama-2-7b, llama-3-8b, mistral-7b, llama-3.2-1b"
