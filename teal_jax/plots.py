@@ -31,7 +31,7 @@ _STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Generator[Any]:
+def figure(path: Path, width: float, height: float) -> Generator[Any]:
     """Axes of a new figure, saved to `path` at the end."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -65,7 +65,7 @@ def plot_perplexity(
       The path.
     """
     path = Path(path)
-    with _figure(path, 7.2, 4.4) as axes:
+    with figure(path, 7.2, 4.4) as axes:
         if dense is not None:
             axes.axhline(dense, color="#444444", linestyle=(0, (4, 3)), linewidth=1.4, label=f"dense ({dense:.2f})")
         for i, (name, points) in enumerate(curves.items()):
@@ -107,7 +107,7 @@ def plot_plan(plan: SparsityPlan, path: str | Path, *, title: str | None = None)
     """A plan as a heat map, layers by projections; returns the path of the PNG written."""
     path = Path(path)
     layers = plan.num_layers
-    with _figure(path, 7.2, min(12.0, 1.7 + max(0.42 if layers <= 24 else 0.2, 1.6 / layers) * layers)) as axes:
+    with figure(path, 7.2, min(12.0, 1.7 + max(0.42 if layers <= 24 else 0.2, 1.6 / layers) * layers)) as axes:
         top = max(10.0, 10 * np.ceil(10 * plan.sparsity.max() - 1e-9))
         image = axes.imshow(100 * plan.sparsity, cmap="cividis", vmin=0, vmax=top, aspect="auto")
         axes.set_xticks(range(len(plan.projections)), plan.projections)

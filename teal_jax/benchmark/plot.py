@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from teal_jax.benchmark.rows import DecodeRow
-from teal_jax.plots import COLOURS, MARKERS, _figure
+from teal_jax.plots import COLOURS, MARKERS, figure
 
 
 def plot_speed(rows: Sequence[DecodeRow], limit: Callable[[float], float], path: str | Path, *, title: str) -> Path:
@@ -24,7 +24,7 @@ def plot_speed(rows: Sequence[DecodeRow], limit: Callable[[float], float], path:
     path = Path(path)
     measured = [row for row in rows if row.tokens_per_second is not None]
     uniform = sorted((row for row in measured if row.target is not None and not _uneven(row)), key=_realised)
-    with _figure(path, 7.2, 4.4) as axes:
+    with figure(path, 7.2, 4.4) as axes:
         shares = np.linspace(0, max([0.7, *(_realised(row) for row in measured)]), 100)
         speeds = [limit(share) for share in shares]
         axes.plot(100 * shares, speeds, color="#444444", linestyle=(0, (4, 3)), label="read bandwidth")
