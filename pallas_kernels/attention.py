@@ -14,9 +14,10 @@ from pallas_kernels.attention_combine import combine
 from pallas_kernels.attention_share import DOT, attend
 from pallas_kernels.attention_tile import LOWEST, Sizes
 from pallas_kernels.kept import Cut, KeptRows, kept_shapes, select_reference, write_kept
-from pallas_kernels.launch import FLOATS, MAX_BATCH, launch, power_of_two
+from pallas_kernels.launch import launch, power_of_two
 from pallas_kernels.registers import begin
 from pallas_kernels.split import last_to_finish
+from pallas_kernels.support import FLOATS, MAX_BATCH
 
 PROGRAMS = 256
 """Programs that share a long context: two for each multiprocessor of an H200, all that their registers leave room for.

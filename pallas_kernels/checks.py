@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.kept import Cut, KeptRows, kept_shapes
-from pallas_kernels.launch import FLOATS, MAX_BATCH
+from pallas_kernels.support import FLOATS, MAX_BATCH
 from pallas_kernels.tiles import Tile
 
 

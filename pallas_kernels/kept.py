@@ -6,11 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.reference import keep_mask
+from pallas_kernels.reference import check_thresholds, keep_mask
 
 
 @jax.tree_util.register_dataclass
@@ -71,16 +69,6 @@ class Cut:
         """Inside a kernel: a float32 scalar for each segment."""
         layer = self.layer[0]
         return [self.thresholds[layer, p] for p in self.projections]
-
-
-def check_thresholds(thresholds: jax.typing.ArrayLike) -> None:
-    """Raise for a negative or NaN threshold, where its value is known (not under jit)."""
-    if isinstance(thresholds, Tracer):
-        return
-    values = np.asarray(thresholds)
-    if not (values >= 0).all():
-        bad = values[~(values >= 0)].ravel()[0]
-        raise ValueError(f"thresholds: expected every one >= 0 (inf keeps nothing), got {bad}")
 
 
 def kept_shapes(segments: int, lists: int, batch: int, width: int) -> Any:

@@ -4,15 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-
-MAX_BATCH = 8
-"""Most tokens that one call of a decode kernel takes."""
-
-FLOATS = (jnp.bfloat16, jnp.float16, jnp.float32)
-"""Dtypes that the kernels take."""
 
 
 def launch(

@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 
 def keep_mask(x: jax.Array, threshold: jax.Array) -> jax.Array:
@@ -21,6 +23,16 @@ def keep_mask(x: jax.Array, threshold: jax.Array) -> jax.Array:
       TEAL, arXiv 2408.14690, section 4.1.
     """
     return ~(jnp.abs(x.astype(jnp.float32)) <= threshold)
+
+
+def check_thresholds(thresholds: jax.typing.ArrayLike) -> None:
+    """Raise for a negative or NaN threshold, where its value is known (not under jit)."""
+    if isinstance(thresholds, Tracer):
+        return
+    values = np.asarray(thresholds)
+    if not (values >= 0).all():
+        bad = values[~(values >= 0)].ravel()[0]
+        raise ValueError(f"thresholds: expected every one >= 0 (inf keeps nothing), got {bad}")
 
 
 def matmul(x: jax.Array, weight: jax.Array, *, out_dtype: jax.typing.DTypeLike | None = None) -> jax.Array:

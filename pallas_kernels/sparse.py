@@ -1,19 +1,10 @@
 """`sparse_matvec`: the kernels behind one call, for an x that is already there."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.kept import Cut, check_thresholds
-from pallas_kernels.launch import FLOATS, MAX_BATCH
-from pallas_kernels.matvec import matvec
-from pallas_kernels.reference import masked_matmul
-from pallas_kernels.select import select
-from pallas_kernels.support import why_not
-from pallas_kernels.tiles import matvec_tile
-
-type Implementation = Literal["pallas", "xla"]
+from pallas_kernels.reference import check_thresholds, masked_matmul
+from pallas_kernels.support import Implementation, use_pallas
 
 
 def sparse_matvec(
@@ -51,26 +42,12 @@ def sparse_matvec(
         raise ValueError(f"threshold: expected a scalar, got {threshold.shape}")
     if not interpret and not use_pallas(implementation, x.dtype, x.shape[0]):
         return masked_matmul(x, weight, threshold)
+    from pallas_kernels.kept import Cut
+    from pallas_kernels.matvec import matvec
+    from pallas_kernels.select import select
+    from pallas_kernels.tiles import matvec_tile
+
     rows = select(x, Cut.of(threshold[None]), interpret=interpret)
     tile = matvec_tile(weight.shape[0], (weight.shape[1],), batch=x.shape[0])
     counters = jnp.zeros((-(-weight.shape[1] // tile.columns),), jnp.int32)
     return matvec(rows, (weight,), counters, tile=tile, interpret=interpret)[0]
-
-
-def use_pallas(implementation: str | None, dtype: jax.typing.DTypeLike, batch: int, reason: str | None = None) -> bool:
-    """Whether the kernels run; raises `NotImplementedError` if they were asked for by name and cannot.
-
-    `reason` is the caller's own, why they cannot.
-    """
-    if implementation not in ("pallas", "xla", None):
-        raise ValueError(f'implementation: expected "pallas", "xla" or None, got {implementation!r}')
-    if implementation == "xla":
-        return False
-    reason = reason or why_not()
-    if reason is None and dtype not in FLOATS:
-        reason = f"they take bfloat16, float16 and float32, got {jnp.dtype(dtype).name}"
-    if reason is None and not 1 <= batch <= MAX_BATCH:
-        reason = f"they take 1 to {MAX_BATCH} rows, got {batch}"
-    if implementation == "pallas" and reason is not None:
-        raise NotImplementedError(f'implementation="pallas": the GPU kernels cannot run here: {reason}')
-    return reason is None

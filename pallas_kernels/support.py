@@ -1,12 +1,45 @@
-"""Whether the GPU kernels can run here, and if not, why."""
+"""What the GPU kernels take, and whether they can run here.
+
+Imports none of them: a jax may have dropped their backend.
+"""
 
 import functools
 import warnings
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
+
+type Implementation = Literal["pallas", "xla"]
+"""The GPU kernels, or what runs anywhere and reads every weight."""
+
+MAX_BATCH = 8
+"""Most tokens that one call of a decode kernel takes."""
+
+FLOATS = (jnp.bfloat16, jnp.float16, jnp.float32)
+"""Dtypes that the kernels take."""
 
 MIN_COMPUTE_CAPABILITY = 8.0
 """Ampere: Pallas-Triton takes nothing older."""
+
+
+def use_pallas(implementation: str | None, dtype: jax.typing.DTypeLike, batch: int, reason: str | None = None) -> bool:
+    """Whether the kernels run; raises `NotImplementedError` if they were asked for by name and cannot.
+
+    `reason` is the caller's own, why they cannot.
+    """
+    if implementation not in ("pallas", "xla", None):
+        raise ValueError(f'implementation: expected "pallas", "xla" or None, got {implementation!r}')
+    if implementation == "xla":
+        return False
+    reason = reason or why_not()
+    if reason is None and dtype not in FLOATS:
+        reason = f"they take bfloat16, float16 and float32, got {jnp.dtype(dtype).name}"
+    if reason is None and not 1 <= batch <= MAX_BATCH:
+        reason = f"they take 1 to {MAX_BATCH} rows, got {batch}"
+    if implementation == "pallas" and reason is not None:
+        raise NotImplementedError(f'implementation="pallas": the GPU kernels cannot run here: {reason}')
+    return reason is None
 
 
 def why_not() -> str | None:

@@ -11,8 +11,8 @@ from teal_jax.decode.tokenizer import Tokenizer
 from teal_jax.errors import ModelNotFoundError
 from teal_jax.memory import check_fits
 from teal_jax.model import LanguageModel
-from teal_jax.nn.fused_step import Implementation
 from teal_jax.nn.gates import Dense
+from teal_jax.nn.implementation import Implementation
 from teal_jax.progress import Bar
 from teal_jax.sparsity.allocation import allocate
 from teal_jax.sparsity.calibration import calibrate

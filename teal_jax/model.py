@@ -15,8 +15,8 @@ from teal_jax.config import ModelConfig
 from teal_jax.errors import ContextError, PlanError
 from teal_jax.nn.cache import KVCache, init_cache
 from teal_jax.nn.decoder import Decoder, Observer
-from teal_jax.nn.fused_step import Implementation, fused_step, use_fused_step
 from teal_jax.nn.gates import Dense, Threshold
+from teal_jax.nn.implementation import Implementation, use_fused_step
 
 if TYPE_CHECKING:
     from teal_jax.decode.tokenizer import Tokenizer
@@ -69,6 +69,8 @@ def _model_functions(config: ModelConfig, implementation: Implementation | None)
     def decode_step(params: Params, token: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         weights, gates = params["weights"], params["gates"]
         if use_fused_step(config, implementation, weights["embed"]["weight"].dtype, token.shape[0]):
+            from teal_jax.nn.fused_step import fused_step
+
             return fused_step(config, weights, gates, token, cache)
         model = nnx.merge(graphdef, weights)
         x, cache = model.extend(token[:, None], gates, cache)

@@ -15,7 +15,7 @@ from teal_jax.config import ModelConfig
 from teal_jax.decode.sampling import Sampler, needs_seen, sample
 from teal_jax.model import LanguageModel, Params, model_functions
 from teal_jax.nn.cache import KVCache
-from teal_jax.nn.fused_step import Implementation
+from teal_jax.nn.implementation import Implementation
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt taken in one call; longer prompts take several."""

@@ -11,16 +11,11 @@ from pallas_kernels.kept import Cut, KeptRows
 from pallas_kernels.matvec import matvec
 from pallas_kernels.norm import rms_norm_select
 from pallas_kernels.reference import matmul
-from pallas_kernels.sparse import Implementation as Implementation
-from pallas_kernels.sparse import use_pallas
 from pallas_kernels.tiles import DecodeTiles, decode_tiles
 from teal_jax.config import ModelConfig
 from teal_jax.nn.cache import KVCache
 from teal_jax.nn.gates import Gate, Threshold
 from teal_jax.nn.rope import rotary_table
-
-MAX_HEAD_DIM = 256
-"""Of the attention kernel."""
 
 
 def fused_step(
@@ -119,14 +114,6 @@ def counting_step(
         logits, _ = matvec(x, matrices, counters, out_dtype=jnp.float32, tile=tiles.lm_head, interpret=interpret)
     cache = KVCache(tuple(keys), tuple(values), cache.length + 1, cache.capacity)
     return logits, cache, jnp.concatenate(kept).reshape(-1, 7)
-
-
-def use_fused_step(
-    config: ModelConfig, implementation: Implementation | None, dtype: jax.typing.DTypeLike, batch: int
-) -> bool:
-    """Whether a decode step runs in `fused_step`; raises `NotImplementedError` if it was asked for and cannot."""
-    reason = None if config.head_dim <= MAX_HEAD_DIM else f"they take head_dim <= {MAX_HEAD_DIM}, got {config.head_dim}"
-    return use_pallas(implementation, dtype, batch, reason)
 
 
 def choose_tiles(config: ModelConfig, batch: int, *, dense: bool = False) -> DecodeTiles:

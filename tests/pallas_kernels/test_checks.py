@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels import gate_up, matvec, norm, select
-from pallas_kernels.kept import Cut, check_thresholds
+from pallas_kernels.kept import Cut
+from pallas_kernels.reference import check_thresholds
 from pallas_kernels.tiles import Tile
 from tests.pallas_kernels.float64 import kept_rows
 

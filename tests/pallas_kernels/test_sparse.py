@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels import sparse, support
-from pallas_kernels.sparse import sparse_matvec, use_pallas
+from pallas_kernels.sparse import sparse_matvec
+from pallas_kernels.support import use_pallas
 from tests.pallas_kernels.float64 import draws, f64, masked, poisoned, product, same_bits
 
 
@@ -37,11 +38,11 @@ def here(monkeypatch):
     """Says which of the two runs, and lets a test decide whether the kernels can."""
     ran = []
     monkeypatch.setattr(sparse, "masked_matmul", lambda x, w, t: ran.append("xla") or x @ w)
-    monkeypatch.setattr(sparse, "matvec", lambda *_, **__: ran.append("pallas") or (None,))
-    monkeypatch.setattr(sparse, "select", lambda *_, **__: None)
+    monkeypatch.setattr("pallas_kernels.matvec.matvec", lambda *_, **__: ran.append("pallas") or (None,))
+    monkeypatch.setattr("pallas_kernels.select.select", lambda *_, **__: None)
 
     def set_reason(reason: str | None) -> list[str]:
-        monkeypatch.setattr(sparse, "why_not", lambda: reason)
+        monkeypatch.setattr("pallas_kernels.support.why_not", lambda: reason)
         return ran
 
     return set_reason

@@ -1,6 +1,10 @@
 """The fused decode step, in interpret mode, against the plain decoder."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +16,11 @@ from pallas_kernels.tiles import DecodeTiles, Tile
 from teal_jax.config import ModelConfig, RopeConfig
 from teal_jax.model import model_functions
 from teal_jax.nn.cache import KVCache
-from teal_jax.nn.fused_step import choose_tiles, counting_step, fused_step, use_fused_step
+from teal_jax.nn.fused_step import choose_tiles, counting_step, fused_step
 from teal_jax.nn.gates import Dense, Gate, Threshold
+from teal_jax.nn.implementation import use_fused_step
+
+ROOT = Path(__file__).resolve().parents[3]
 
 TINY = ModelConfig(
     vocab_size=50,
@@ -111,7 +118,7 @@ def test_dispatch(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(NotImplementedError, match="head_dim <= 256, got 512"):
         use_fused_step(wide, "pallas", jnp.float32, 1)
     # Where the kernels can run, they do, up to eight rows.
-    monkeypatch.setattr("pallas_kernels.sparse.why_not", lambda: None)
+    monkeypatch.setattr("pallas_kernels.support.why_not", lambda: None)
     assert use_fused_step(TINY, None, jnp.bfloat16, 8)
     assert not use_fused_step(TINY, None, jnp.bfloat16, 9)
     with pytest.raises(NotImplementedError, match="1 to 8 rows, got 9"):
@@ -153,3 +160,20 @@ def test_tiles_fit_every_named_shape():
         for t in (tiles.qkv, tiles.o, tiles.gate_up, tiles.down, tiles.lm_head):
             assert t.columns & (t.columns - 1) == 0
             assert t.splits >= 1
+
+
+def test_a_jax_without_the_kernels_backend_decodes_through_xla():
+    program = """
+import sys
+sys.modules["jax.experimental.pallas.triton"] = None  # importing it raises ImportError
+import jax.numpy as jnp, teal_jax
+from pallas_kernels import sparse_matvec, support
+assert not support.backend_available()
+lm = teal_jax.load("embedded", progress=False)
+logits, _ = lm.decode_step(lm.params, jnp.asarray([1]), lm.init_cache(1, 8))
+assert jnp.isfinite(logits).all()
+assert jnp.isfinite(sparse_matvec(jnp.ones((1, 4)), jnp.ones((4, 4)), 0.5)).all()
+"""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
