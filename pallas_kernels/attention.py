@@ -121,7 +121,7 @@ def decode_attention(
             lane, first = jnp.arange(width, dtype=jnp.int32), g * sizes.channels
             valid = None if width == sizes.channels else lane < sizes.channels
             if thresholds is not None:
-                write_kept(out, 0, g, first, [x.astype(jnp.float32) for x in xs], thresholds[0], valid)
+                write_kept(out, g, first, [x.astype(jnp.float32) for x in xs], thresholds, valid)
                 return
             for b, x in enumerate(xs):
                 plgpu.store(out.at[b, first + lane], x, mask=valid)

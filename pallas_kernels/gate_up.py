@@ -94,7 +94,7 @@ def gate_up(
                     plgpu.store(out.at[b, cols], x, mask=exists)
                 xs.append(x.astype(jnp.float32))
             if cut is not None:
-                write_kept(out, 0, pair, pair * tile.columns, xs, cut.read()[0], exists)
+                write_kept(out, pair, pair * tile.columns, xs, cut.read(), exists)
 
     if cut is None:
         out: Any = jax.ShapeDtypeStruct((batch, d_mlp), dtype)

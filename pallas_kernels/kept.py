@@ -1,6 +1,7 @@
 """`KeptRows`: which channels a threshold keeps, as lists, so that a matvec reads those rows of W and no others."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,41 +84,45 @@ def kept_shapes(segments: int, lists: int, batch: int, width: int) -> Any:
 
 def write_kept(
     rows: Any,
-    segment: int,
     which: jax.Array,
     first: jax.Array,
     xs: Sequence[jax.Array],
-    threshold: jax.Array,
+    thresholds: Sequence[jax.Array],
     valid: jax.Array | None = None,
 ) -> None:
-    """Inside a kernel: write list `which` of `segment`, of the channels `first + 0..width`.
+    """Inside a kernel: write list `which` of every segment, of the channels `first + 0..width`.
 
     Positions are a permutation, kept channels from the front, the others from the back: every entry is written
-    once, without a masked scatter, and none waits for the count.
+    once, without a masked scatter, and none waits for the count. Running counts of several segments share one
+    integer, since counting takes barriers and adding does not.
 
     Args:
       rows: a `KeptRows` of refs.
-      segment: of the outputs.
       which: int32 scalar, the list.
       first: int32 scalar, its first channel.
       xs: float32 `[width]` of every batch row.
-      threshold: float32 scalar.
+      thresholds: a float32 scalar for each segment.
       valid: bool `[width]`, channels that exist; None: all.
     """
-    keeps = [keep_mask(x, threshold) for x in xs]
-    if valid is not None:
-        keeps = [keep & valid for keep in keeps]
-    union = keeps[0]
-    for keep in keeps[1:]:
-        union = union | keep
-    rank = jnp.cumsum(union.astype(jnp.int32))
     width = xs[0].shape[0]
+    bits = width.bit_length()
+    together = 31 // bits
     lane = jnp.arange(width, dtype=jnp.int32)
-    position = jnp.where(union, rank, width - lane + rank) - 1
-    plgpu.store(rows.index.at[segment, which, position], first + lane)
-    for b, (x, keep) in enumerate(zip(xs, keeps, strict=True)):
-        plgpu.store(rows.value.at[segment, which, b, position], jnp.where(keep, x, 0.0))
-    rows.count[segment, which] = jnp.sum(union.astype(jnp.int32))
+    for start in range(0, len(thresholds), together):
+        keeps, packed = [], jnp.zeros((width,), jnp.int32)
+        for i, threshold in enumerate(thresholds[start : start + together]):
+            keep = [keep_mask(x, threshold) if valid is None else keep_mask(x, threshold) & valid for x in xs]
+            keeps.append(keep)
+            packed += functools.reduce(jnp.logical_or, keep).astype(jnp.int32) << (i * bits)
+        ranks, counts = jnp.cumsum(packed), jnp.sum(packed)
+        for i, keep in enumerate(keeps):
+            segment, union = start + i, functools.reduce(jnp.logical_or, keep)
+            rank, count = ((n >> (i * bits)) & ((1 << bits) - 1) for n in (ranks, counts))
+            position = jnp.where(union, rank, width - lane + rank) - 1
+            plgpu.store(rows.index.at[segment, which, position], first + lane)
+            for b, (x, kept) in enumerate(zip(xs, keep, strict=True)):
+                plgpu.store(rows.value.at[segment, which, b, position], jnp.where(kept, x, 0.0))
+            rows.count[segment, which] = count
 
 
 def select_reference(x: jax.Array, thresholds: jax.Array, width: int) -> KeptRows:

@@ -71,8 +71,7 @@ def rms_norm_select(
                 plgpu.store(out.at[b, channels], x, mask=valid)
             xs.append(x.astype(jnp.float32))
         if thresholds is not None:
-            for s, threshold in enumerate(thresholds):
-                write_kept(out, s, which, which * width, xs, threshold, valid)
+            write_kept(out, which, which * width, xs, thresholds, valid)
 
     if cut is None:
         out: Any = jax.ShapeDtypeStruct((batch, d), h.dtype)

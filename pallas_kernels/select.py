@@ -39,8 +39,7 @@ def select(x: jax.Array, cut: Cut, *, width: int = 256, interpret: bool = False)
         valid = None if d_in % width == 0 else channels < d_in
         other = None if valid is None else 0.0
         xs = [plgpu.load(x.at[b, channels], mask=valid, other=other).astype(jnp.float32) for b in range(batch)]
-        for s, threshold in enumerate(cut.read()):
-            write_kept(out, s, which, which * width, xs, threshold, valid)
+        write_kept(out, which, which * width, xs, cut.read(), valid)
 
     out = kept_shapes(len(cut.projections), lists, batch, width)
     (rows,) = launch(kernel, (x, cut), out=(out,), grid=(lists,), warps=4, name="select", interpret=interpret)
