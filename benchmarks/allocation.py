@@ -17,22 +17,13 @@ import jax
 import numpy as np
 
 import teal_jax
-from teal_jax.config import ModelConfig, RopeConfig
+from pallas_kernels.workloads import LLAMA_3_8B
+from teal_jax.benchmark.shapes import workload_config
+from teal_jax.config import ModelConfig
 from teal_jax.sparsity.greedy import greedy_path
 
 SHAPES = {
-    "llama-3-8b": ModelConfig(
-        vocab_size=128256,
-        d_model=4096,
-        d_mlp=14336,
-        num_layers=32,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        max_position=8192,
-        norm_eps=1e-5,
-        rope=RopeConfig(theta=500000.0),
-    ),
+    "llama-3-8b": workload_config(LLAMA_3_8B),
     "tiny": ModelConfig(
         vocab_size=512,
         d_model=128,

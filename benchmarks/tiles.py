@@ -30,7 +30,7 @@ CONTEXT, TOKENS, REPEATS = 512, 96, 6
 
 
 def candidates() -> list[Tile]:
-    """Tiles worth a try: 16 bytes a thread and row, 32 KiB to 256 KiB in flight on a multiprocessor."""
+    """Tiles worth a try: those whose registers a multiprocessor has."""
     tiles = []
     for columns, warps, unroll, splits in itertools.product((128, 256, 512), (4, 8, 16), (4, 8, 16), (4, 8, 16)):
         registers = 64 if unroll <= 8 else 128

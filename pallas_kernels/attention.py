@@ -20,8 +20,7 @@ from pallas_kernels.split import last_to_finish
 from pallas_kernels.support import FLOATS, MAX_BATCH
 
 PROGRAMS = 256
-"""Programs that share a long context: two for each multiprocessor of an H200, all that their registers leave room for.
-One block of each is always on its way: 64 KiB for a multiprocessor, twice what the bandwidth needs."""
+"""Programs that share a long context: about two for each multiprocessor of an H200, with a block each on its way."""
 
 IN_FLIGHT = 64
 """Registers a thread spends on keys and values that are loaded together."""

@@ -16,7 +16,7 @@ RELEASE = "griddepcontrol.launch_dependents; mov.b32 $0, $1;"
 
 
 def begin(x: jax.Array, registers: int | None = None, release: bool = True) -> jax.Array:
-    """`x`, an int32 scalar, unchanged; call it once, at the start of a kernel, and use what it returns.
+    """`x`, an int32 scalar, unchanged; call it at the start of a kernel, on every path, and use what it returns.
 
     The kernel is compiled for at most `registers` registers a thread. ptxas left alone raises occupancy by placing
     every load just before its use, which leaves one or two loads in flight instead of eight. With a budget set it

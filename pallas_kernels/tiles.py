@@ -5,8 +5,11 @@ import dataclasses
 PROGRAMS = 320
 """Programs of 256 threads that share a matrix: two or three on each of an H200's 132 multiprocessors.
 
-More have too few rows each to keep eight loads in flight, and leave more partial sums to add.
+About the best of those timed there (jax 0.11.2); more leave more partial sums to add.
 """
+
+COUNTERS = 8192
+"""Counters for any step: one a column tile, of at least 32 columns."""
 
 REGISTERS = 65536
 """Of a multiprocessor, for all threads of its programs."""
@@ -20,11 +23,11 @@ class Tile:
     """One program sums `unroll` groups of `rows` rows at a time, over `columns` outputs; `splits` share the rows.
 
     Attributes:
-      columns: outputs of a program, a power of two. Wide rows are read better: 64 bytes of each cost twice as much.
+      columns: outputs of a program, a power of two. Wide rows are read better; see `matvec_tile`.
       splits: programs that share the rows of one column tile; their partial sums are added in the end.
       unroll: groups of rows in flight.
       warps: of 32 threads, a program, a power of two.
-      registers: most of them a thread; see `registers.register_budget`.
+      registers: most of them a thread; see `registers.begin`.
     """
 
     columns: int
@@ -42,9 +45,9 @@ class Tile:
 def matvec_tile(d_in: int, d_outs: tuple[int, ...], *, batch: int = 1, dense: bool = False) -> Tile:
     """A tile for weights `[d_in, d_out]` of every segment, chosen by measurement on an H200.
 
-    128 columns are 256 bytes of a row: half of that reads at two thirds of the speed. Matrices of many columns take
-    256 of them, in smaller programs for kept rows and larger ones for dense ones. Eight groups of rows in flight
-    are what 64 registers a thread hold; more batch rows need registers for their sums.
+    128 columns are 256 bytes of a row; 64 bytes took half as long again as 128 (14336 x 4096). Matrices of many
+    columns take 256 of them, in smaller programs for kept rows and larger ones for dense ones. Eight groups of rows
+    in flight are what 64 registers a thread hold; more batch rows need registers for their sums.
 
     Args:
       d_in: rows.
@@ -86,11 +89,6 @@ class DecodeTiles:
     gate_up: Tile
     down: Tile
     lm_head: Tile
-
-    @property
-    def counters(self) -> int:
-        """Counters that the kernels need at most: one a column tile, of the smallest tile there is, 32."""
-        return 8192
 
 
 def decode_tiles(

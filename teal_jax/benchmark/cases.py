@@ -15,7 +15,7 @@ from pallas_kernels.kept import Cut, KeptRows, select_reference
 from pallas_kernels.matvec import matvec
 from pallas_kernels.norm import rms_norm_select
 from pallas_kernels.reference import matmul
-from pallas_kernels.tiles import DecodeTiles, Tile
+from pallas_kernels.tiles import COUNTERS, DecodeTiles, Tile
 from teal_jax.config import ModelConfig
 from teal_jax.nn.rope import rotary_table
 
@@ -227,7 +227,7 @@ class Cases:
 
     def counters(self) -> jax.Array:
         """As every kernel takes them."""
-        return jnp.zeros((self.tiles.counters,), jnp.int32)
+        return jnp.zeros((COUNTERS,), jnp.int32)
 
     def weights(self, d_in: int, widths: tuple[int, ...]) -> Callable[[int], tuple[jax.Array, ...]]:
         """`i -> ` distinct matrices `[d_in, width]`."""

@@ -16,12 +16,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from converters import config_to_hf
 from teal_jax.benchmark.rows import DecodeRow
 from teal_jax.benchmark.traffic import token_bytes
 from teal_jax.config import ModelConfig
 
 COMMAND = (sys.executable, "-P", "-m", "teal_jax.benchmark.transformers_peer")
 NAME = "transformers"
+
+CONFIG_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "rope_parameters",
+)
+"""Of an HF config, what a Llama of the same cost needs."""
 
 
 def peer_row(
@@ -81,20 +97,9 @@ def peer_row(
 
 def sizes(config: ModelConfig, dtype: str, lengths: range, repeats: int) -> dict[str, Any]:
     """What the process is told."""
+    written = config_to_hf(config, dtype=dtype)
     return {
-        "config": {
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.d_model,
-            "intermediate_size": config.d_mlp,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads,
-            "num_key_value_heads": config.num_kv_heads,
-            "head_dim": config.head_dim,
-            "max_position_embeddings": config.max_position,
-            "rms_norm_eps": config.norm_eps,
-            "tie_word_embeddings": config.tie_embeddings,
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope.theta},
-        },
+        "config": {key: written[key] for key in CONFIG_KEYS},
         "dtype": dtype,
         "prompt": lengths.start,
         "tokens": len(lengths),

@@ -11,7 +11,7 @@ from pallas_kernels.kept import Cut, KeptRows
 from pallas_kernels.matvec import matvec
 from pallas_kernels.norm import rms_norm_select
 from pallas_kernels.reference import matmul
-from pallas_kernels.tiles import DecodeTiles, decode_tiles
+from pallas_kernels.tiles import COUNTERS, DecodeTiles, decode_tiles
 from teal_jax.config import ModelConfig
 from teal_jax.nn.cache import KVCache
 from teal_jax.nn.gates import Gate, Threshold
@@ -60,7 +60,7 @@ def counting_step(
     if tiles is None:
         tiles = choose_tiles(config, token.shape[0], dense=not isinstance(gates, Threshold))
     thresholds = gates.value if isinstance(gates, Threshold) else None
-    counters = jnp.zeros((tiles.counters,), jnp.int32)
+    counters = jnp.zeros((COUNTERS,), jnp.int32)
     cos, sin = (table[:, 0, 0] for table in rotary_table(cache.length[:, None], config.rope, config.head_dim))
     h = weights["embed"]["weight"][token]
     keys, values = list(cache.keys), list(cache.values)

@@ -1,7 +1,7 @@
 import pytest
 
 from pallas_kernels.launch import whole_lists
-from pallas_kernels.tiles import Tile, decode_tiles, matvec_tile
+from pallas_kernels.tiles import COUNTERS, Tile, decode_tiles, matvec_tile
 from pallas_kernels.workloads import WORKLOADS
 
 
@@ -76,5 +76,5 @@ def test_a_decode_step(workload):
     for name, (d_in, d_outs) in matvecs.items():
         tile = getattr(tiles, name)
         assert tile.splits * tile.rows <= d_in
-        assert sum(whole_lists(d_out, tile.columns) for d_out in d_outs) <= tiles.counters
+        assert sum(whole_lists(d_out, tile.columns) for d_out in d_outs) <= COUNTERS
     assert power_of_two(tiles.width)
