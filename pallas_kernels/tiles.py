@@ -2,10 +2,10 @@
 
 import dataclasses
 
-PROGRAMS = 320
-"""Programs of 256 threads that share a matrix: two or three on each of an H200's 132 multiprocessors.
+KEPT_THREADS, DENSE_THREADS = 90112, 81920
+"""That share a matrix: 680 and 620 on each of an H200's 132 multiprocessors. About the best of those timed there.
 
-About the best of those timed there (jax 0.11.2); more leave more partial sums to add.
+More leave more partial sums to add. Kept rows differ in number from list to list: more, smaller programs even it out.
 """
 
 COUNTERS = 8192
@@ -14,8 +14,8 @@ COUNTERS = 8192
 REGISTERS = 65536
 """Of a multiprocessor, for all threads of its programs."""
 
-LARGE = 16384
-"""Outputs from which a matrix has columns enough for programs of their own: see `matvec_tile`."""
+LARGE, HUGE = 16384, 65536
+"""Outputs from which a matrix has columns enough for wider programs: see `matvec_tile`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,9 @@ def matvec_tile(d_in: int, d_outs: tuple[int, ...], *, batch: int = 1, dense: bo
     """A tile for weights `[d_in, d_out]` of every segment, chosen by measurement on an H200.
 
     128 columns are 256 bytes of a row; 64 bytes took half as long again as 128 (14336 x 4096). Matrices of many
-    columns take 256 of them, in smaller programs for kept rows and larger ones for dense ones. Eight groups of rows
-    in flight are what 64 registers a thread hold; more batch rows need registers for their sums.
+    columns take 256 of them, an lm_head 512. Programs of four warps are best for kept rows, larger ones for dense
+    rows. Eight groups of rows in flight are what 64 registers a thread hold; more batch rows need registers for
+    their sums.
 
     Args:
       d_in: rows.
@@ -57,13 +58,17 @@ def matvec_tile(d_in: int, d_outs: tuple[int, ...], *, batch: int = 1, dense: bo
     """
     columns, warps, unroll = (256, 16, 4) if dense else (256, 4, 8)
     if sum(d_outs) < LARGE:
-        columns, warps, unroll = 128, 8, 8
+        columns, warps = 128, 8 if dense else 4
+        unroll = 8
+    elif dense and sum(d_outs) >= HUGE:
+        columns = 512
     while columns > 32 and columns > min(d_outs):
         columns //= 2
     registers = min(64 if batch <= 2 else 96 if batch <= 4 else 168, REGISTERS // (32 * warps))
     tile = Tile(columns, 1, unroll if batch <= 4 else min(unroll, 4), warps, registers)
     tiles = sum(-(-d_out // columns) for d_out in d_outs)
-    wanted = PROGRAMS / tiles if columns < 256 or tiles > 400 else 8
+    threads = DENSE_THREADS if dense else KEPT_THREADS
+    wanted = threads / (32 * warps * tiles) if columns < 256 or tiles > 240 else 8
     # Groups of rows should go round evenly: then no program of dense rows needs a mask, or has less to do.
     groups = max(1, d_in // (tile.rows * tile.unroll))
 

@@ -47,24 +47,31 @@ def test_float32_gives_the_same_tokens(sparse, batch):
     np.testing.assert_array_equal(tokens["pallas"], tokens["xla"])
 
 
-def test_bfloat16_logits_agree_within_rounding():
+def test_bfloat16_logits_are_as_near_to_float32_as_xlas():
     fused, plain = models("bfloat16")
-    token, cache = start(fused)
-    caches = {"pallas": cache, "xla": jax.tree.map(jnp.copy, cache)}
-    steps = {lm.implementation: jax.jit(lm.decode_step, donate_argnums=2) for lm in (fused, plain)}
-    apart, agree = [], 0
+    exact = dataclasses.replace(plain, params=float32(plain.params))
+    token, cache = start(plain)
+    steps = {name: jax.jit(lm.decode_step) for name, lm in {"pallas": fused, "xla": plain, "exact": exact}.items()}
+    errors, agree = {"pallas": [], "xla": []}, 0
     for _ in range(STEPS):
+        # One cache for all: what earlier steps rounded differently does not count here.
+        truth = np.asarray(steps["exact"](exact.params, token, float32(cache))[0])
         out = {}
-        for name, step in steps.items():
-            out[name], caches[name] = step(fused.params, token, caches[name])
-        difference = np.asarray(out["pallas"] - out["xla"])
-        apart.append(np.sqrt((difference**2).mean()) / np.asarray(out["xla"]).std())
+        for name in errors:
+            logits, following = steps[name](plain.params, token, cache)
+            out[name] = np.asarray(logits)
+            errors[name].append(np.sqrt(((out[name] - truth) ** 2).mean()) / truth.std())
         agree += int(out["pallas"].argmax() == out["xla"].argmax())
-        token = out["xla"].argmax(-1).astype(jnp.int32)
-    # 256 roundings of one part in 512 a layer; a channel at its threshold may fall on either side.
-    assert np.median(apart) < 0.02
-    assert max(apart) < 0.2
-    assert agree >= 0.95 * STEPS
+        cache, token = following, out["xla"].argmax(-1).astype(np.int32)
+    found = {name: (np.median(e), np.quantile(e, 0.95)) for name, e in errors.items()}
+    assert found["pallas"][0] <= 1.1 * found["xla"][0], found
+    assert found["pallas"][1] <= 1.2 * found["xla"][1], found
+    assert agree >= 0.95 * STEPS, (agree, found)
+
+
+def float32(tree):
+    """The same numbers in float32; integers stay."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def test_the_same_bits_every_time():
