@@ -52,21 +52,20 @@ def test_bfloat16_logits_are_as_near_to_float32_as_xlas():
     exact = dataclasses.replace(plain, params=float32(plain.params))
     token, cache = start(plain)
     steps = {name: jax.jit(lm.decode_step) for name, lm in {"pallas": fused, "xla": plain, "exact": exact}.items()}
-    errors, agree = {"pallas": [], "xla": []}, 0
+    errors, agree = {"pallas": [], "xla": []}, {"pallas": 0, "xla": 0}
     for _ in range(STEPS):
         # One cache for all: what earlier steps rounded differently does not count here.
         truth = np.asarray(steps["exact"](exact.params, token, float32(cache))[0])
-        out = {}
         for name in errors:
             logits, following = steps[name](plain.params, token, cache)
-            out[name] = np.asarray(logits)
-            errors[name].append(np.sqrt(((out[name] - truth) ** 2).mean()) / truth.std())
-        agree += int(out["pallas"].argmax() == out["xla"].argmax())
-        cache, token = following, out["xla"].argmax(-1).astype(np.int32)
+            logits = np.asarray(logits)
+            errors[name].append(np.sqrt(((logits - truth) ** 2).mean()) / truth.std())
+            agree[name] += int(logits.argmax() == truth.argmax())
+        cache, token = following, logits.argmax(-1).astype(np.int32)
     found = {name: (np.median(e), np.quantile(e, 0.95)) for name, e in errors.items()}
     assert found["pallas"][0] <= 1.1 * found["xla"][0], found
     assert found["pallas"][1] <= 1.2 * found["xla"][1], found
-    assert agree >= 0.95 * STEPS, (agree, found)
+    assert agree["pallas"] >= agree["xla"] - 0.04 * STEPS, (agree, found)
 
 
 def float32(tree):
