@@ -230,6 +230,7 @@ def test_answers_are_handed_to_the_harness_s_cache(model, monkeypatch):
 def test_chat_templates(model):
     history = [{"role": "user", "content": "Hi"}]
     assert model.apply_chat_template(history) == "<s><|user|>Hi</s><|assistant|>"
+    assert model.apply_chat_template(history, add_generation_prompt=False) == "<s><|user|>Hi"  # to be continued
     assert model.tok_encode("<s>Hi")[:2] != [1, 1]
     assert "assistant" in model.chat_template(True)
     assert model.chat_template(False) is None
