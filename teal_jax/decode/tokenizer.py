@@ -86,7 +86,12 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         """Whether `chat_tokens` works."""
-        return self._backend.chat_template is not None
+        return self.chat_template is not None
+
+    @property
+    def chat_template(self) -> Any:
+        """The checkpoint's template, Jinja text (some have several, by name); None for a base model."""
+        return self._backend.chat_template
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """The tokens of `text`, after exactly one bos if `bos` and the model has one.
@@ -113,11 +118,22 @@ class Tokenizer:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def chat_tokens(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> list[int]:
-        """The tokens of a conversation under the model's chat template, which brings its own bos.
+        """The tokens of a conversation under the model's chat template, which brings its own bos; see `chat_text`."""
+        return self.encode(self.chat_text(messages, add_generation_prompt), bos=False)
+
+    def chat_text(
+        self,
+        messages: list[dict[str, str]],
+        add_generation_prompt: bool = True,
+        *,
+        continue_final_message: bool = False,
+    ) -> str:
+        """The text of a conversation under the model's chat template, special tokens included.
 
         Args:
           messages: `{"role": "system" | "user" | "assistant", "content": text}`, oldest first.
           add_generation_prompt: end with what starts the assistant's answer.
+          continue_final_message: leave the last message open, to be continued; without a generation prompt only.
 
         Raises:
           TealError: the model has no template, or the template refuses the messages.
@@ -125,15 +141,17 @@ class Tokenizer:
         if not self.has_chat_template:
             raise TealError("this model has no chat template", hint="it is a base model: generate without chat")
         try:
-            text = self._backend.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            return self._backend.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
             )
         except Exception as error:  # jinja's errors, and any the template raises itself
             raise TealError(
                 f"the chat template refused the conversation: {error}",
                 hint="some models take no system message, or want user and assistant in turn",
             ) from error
-        return self.encode(text, bos=False)
 
     def save(self, directory: str | Path) -> None:
         """Copy the tokenizer's files into `directory` (made if missing), so that `from_directory` reads them there."""
