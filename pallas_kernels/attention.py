@@ -13,6 +13,7 @@ from jax.experimental.pallas import triton as plgpu
 from pallas_kernels.attention_combine import combine
 from pallas_kernels.attention_share import DOT, attend
 from pallas_kernels.attention_tile import LOWEST, Sizes
+from pallas_kernels.checks import check_cut
 from pallas_kernels.kept import Cut, KeptRows, kept_shapes, select_reference, write_kept
 from pallas_kernels.launch import launch, power_of_two
 from pallas_kernels.registers import begin
@@ -120,7 +121,8 @@ def decode_attention(
             lane, first = jnp.arange(width, dtype=jnp.int32), g * sizes.channels
             valid = None if width == sizes.channels else lane < sizes.channels
             if thresholds is not None:
-                write_kept(out, g, first, [x.astype(jnp.float32) for x in xs], thresholds, valid)
+                scales = cut.read_scales(first + lane, valid)
+                write_kept(out, g, first, [x.astype(jnp.float32) for x in xs], thresholds, valid, scales)
                 return
             for b, x in enumerate(xs):
                 plgpu.store(out.at[b, first + lane], x, mask=valid)
@@ -174,8 +176,7 @@ def _check(arrays: tuple[Any, ...], cut: Cut | None, num_heads: int, window: int
         ("length", length, (batch,), jnp.dtype(jnp.int32)),
         ("counters", counters, counters.shape, jnp.dtype(jnp.int32)),
     ]
-    if cut is not None and len(cut.projections) != 1:
-        raise ValueError(f"cut: expected one threshold, got {len(cut.projections)}")
+    check_cut(cut, num_heads * dim, 1)
     for name, array, shape, dtype in expected:
         if array.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
@@ -218,17 +219,20 @@ def decode_attention_reference(
     out = einsum("bkgs,bskd->bkgd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v).astype(qkv.dtype)
     if cut is None:
         return out.reshape(batch, -1), keys, values
-    return select_heads(out.reshape(batch, kv_heads, -1), cut.values), keys, values
+    return select_heads(out.reshape(batch, kv_heads, -1), cut.values, cut.scales), keys, values
 
 
-def select_heads(x: jax.Array, thresholds: jax.Array) -> KeptRows:
+def select_heads(x: jax.Array, thresholds: jax.Array, scales: tuple[jax.Array, ...] | None = None) -> KeptRows:
     """The kept rows of x `[batch, kv_heads, channels]`, a list for each kv head, a power of two wide.
 
     What a list is padded with is never kept: it stands for the next list's channels.
     """
     batch, lists, channels = x.shape
     width = power_of_two(channels)
-    padded = jnp.pad(x, ((0, 0), (0, 0), (0, width - channels)), constant_values=0)
-    rows = select_reference(padded.reshape(batch, lists * width), thresholds, width)
+    pad = ((0, 0), (0, 0), (0, width - channels))
+    padded = jnp.pad(x, pad, constant_values=0).reshape(batch, lists * width)
+    if scales is not None:
+        scales = tuple(jnp.pad(s.reshape(1, lists, channels), pad).reshape(lists * width) for s in scales)
+    rows = select_reference(padded, thresholds, width, scales)
     padding = jnp.arange(lists, dtype=jnp.int32)[:, None] * (width - channels)
     return dataclasses.replace(rows, index=rows.index - padding)

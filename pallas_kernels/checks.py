@@ -29,8 +29,8 @@ def check_width(width: int) -> None:
         raise ValueError(f"width: expected a power of two, got {width}")
 
 
-def check_cut(cut: Cut | None, segments: int | None = None) -> None:
-    """Raise unless `cut` has float32 thresholds `[layers, projections]`, `segments` of them picked."""
+def check_cut(cut: Cut | None, d_in: int, segments: int | None = None) -> None:
+    """Raise unless `cut` has float32 thresholds `[layers, projections]`, `segments` of them picked, for `d_in` inputs."""
     if cut is None:
         return
     shape = cut.thresholds.shape
@@ -43,6 +43,11 @@ def check_cut(cut: Cut | None, segments: int | None = None) -> None:
         raise ValueError(f"projections: expected each within 0..{shape[1] - 1}, got {cut.projections}")
     if segments is not None and len(cut.projections) != segments:
         raise ValueError(f"thresholds: expected one for each of {segments} segments, got {len(cut.projections)}")
+    if cut.scales is not None:
+        if len(cut.scales) != len(cut.projections):
+            raise ValueError(f"scales: expected one for each of {len(cut.projections)} segments, got {len(cut.scales)}")
+        for scale in cut.scales:
+            expect("scales", scale, (d_in,), jnp.float32)
 
 
 def expect(name: str, x: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> None:

@@ -54,7 +54,7 @@ def gate_up(
     check_weights(rows, weights, biases, tile, counters)
     if len(weights) != 2:
         raise ValueError(f"weights: expected two, gate and up, got {len(weights)}")
-    check_cut(cut, 1)
+    check_cut(cut, weights[0].shape[1], 1)
     if weights[0].shape != weights[1].shape:
         raise ValueError(f"weights: expected gate and up of one shape, got {weights[0].shape} and {weights[1].shape}")
     batch = rows.batch if isinstance(rows, KeptRows) else rows.shape[0]
@@ -94,7 +94,8 @@ def gate_up(
                     plgpu.store(out.at[b, cols], x, mask=exists)
                 xs.append(x.astype(jnp.float32))
             if cut is not None:
-                write_kept(out, pair, pair * tile.columns, xs, cut.read(), exists)
+                scales = cut.read_scales(cols, exists)
+                write_kept(out, pair, pair * tile.columns, xs, cut.read(), exists, scales)
 
     if cut is None:
         out: Any = jax.ShapeDtypeStruct((batch, d_mlp), dtype)
@@ -128,4 +129,4 @@ def gate_up_reference(
     """`gate_up` in plain jnp; `width` is the columns of its tile."""
     both = matvec_reference(rows, weights, biases=biases, out_dtype=jnp.float32)
     x = gate_and_up(*jnp.split(both, 2, axis=-1), weights[0].dtype)
-    return x if cut is None else select_reference(x, cut.values, width)
+    return x if cut is None else select_reference(x, cut.values, width, cut.scales)

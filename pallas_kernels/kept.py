@@ -48,18 +48,21 @@ class Cut:
       thresholds: float32 `[layers, projections]`, >= 0.
       layer: int32 `[1]`.
       projections: a threshold for each segment.
+      scales: float32 `[d_in]`, > 0, for each segment: channel i is kept iff `scale_i * |x_i|` exceeds the threshold.
+        None: 1.
     """
 
     thresholds: jax.Array
     layer: jax.Array
     projections: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    scales: tuple[jax.Array, ...] | None = None
 
     @classmethod
-    def of(cls, thresholds: jax.typing.ArrayLike) -> "Cut":
+    def of(cls, thresholds: jax.typing.ArrayLike, scales: tuple[jax.Array, ...] | None = None) -> "Cut":
         """Of one call: float32 `[segments]`; raises `ValueError` for one below 0 or NaN."""
         check_thresholds(thresholds)
         thresholds = jnp.asarray(thresholds, jnp.float32)
-        return cls(thresholds[None], jnp.zeros((1,), jnp.int32), tuple(range(thresholds.shape[0])))
+        return cls(thresholds[None], jnp.zeros((1,), jnp.int32), tuple(range(thresholds.shape[0])), scales)
 
     @property
     def values(self) -> jax.Array:
@@ -70,6 +73,13 @@ class Cut:
         """Inside a kernel: a float32 scalar for each segment."""
         layer = self.layer[0]
         return [self.thresholds[layer, p] for p in self.projections]
+
+    def read_scales(self, channels: jax.Array, valid: jax.Array | None) -> list[jax.Array] | None:
+        """Inside a kernel: float32, the scales of `channels`, for each segment; where not `valid`, 0."""
+        if self.scales is None:
+            return None
+        scales: tuple[Any, ...] = self.scales
+        return [plgpu.load(s.at[channels], mask=valid, other=None if valid is None else 0.0) for s in scales]
 
 
 def kept_shapes(segments: int, lists: int, batch: int, width: int) -> Any:
@@ -89,6 +99,7 @@ def write_kept(
     xs: Sequence[jax.Array],
     thresholds: Sequence[jax.Array],
     valid: jax.Array | None = None,
+    scales: Sequence[jax.Array] | None = None,
 ) -> None:
     """Inside a kernel: write list `which` of every segment, of the channels `first + 0..width`.
 
@@ -103,6 +114,7 @@ def write_kept(
       xs: float32 `[width]` of every batch row.
       thresholds: a float32 scalar for each segment.
       valid: bool `[width]`, channels that exist; None: all.
+      scales: float32 `[width]` for each segment, of x before it is compared; None: 1.
     """
     width = xs[0].shape[0]
     bits = width.bit_length()
@@ -111,8 +123,10 @@ def write_kept(
     for start in range(0, len(thresholds), together):
         keeps, packed = [], jnp.zeros((width,), jnp.int32)
         for i, threshold in enumerate(thresholds[start : start + together]):
-            keep = [keep_mask(x, threshold) if valid is None else keep_mask(x, threshold) & valid for x in xs]
-            keeps.append(keep)
+            scale = 1 if scales is None else scales[start + i]
+            keep = [keep_mask(x * scale, threshold) for x in xs]
+            keeps.append(keep if valid is None else [k & valid for k in keep])
+            keep = keeps[-1]
             packed += functools.reduce(jnp.logical_or, keep).astype(jnp.int32) << (i * bits)
         ranks, counts = jnp.cumsum(packed), jnp.sum(packed)
         for i, keep in enumerate(keeps):
@@ -125,18 +139,23 @@ def write_kept(
             rows.count[segment, which] = count
 
 
-def select_reference(x: jax.Array, thresholds: jax.Array, width: int) -> KeptRows:
+def select_reference(
+    x: jax.Array, thresholds: jax.Array, width: int, scales: Sequence[jax.Array] | None = None
+) -> KeptRows:
     """What `write_kept` writes for all of x, in plain jnp.
 
     Args:
       x: `[batch, d_in]`; a last list that d_in does not fill is filled with channels never kept.
       thresholds: float32 `[segments]`, >= 0.
       width: channels a list.
+      scales: float32 `[d_in]` for each segment; None: 1.
     """
     batch, d_in = x.shape
     lists = -(-d_in // width)
-    x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, lists * width - d_in)))
-    keep = keep_mask(x, thresholds[:, None, None]) & (jnp.arange(lists * width) < d_in)
+    pad = ((0, 0), (0, lists * width - d_in))
+    x = jnp.pad(x.astype(jnp.float32), pad)
+    score = x if scales is None else x * jnp.pad(jnp.stack(list(scales)), pad)[:, None]
+    keep = keep_mask(score, thresholds[:, None, None]) & (jnp.arange(lists * width) < d_in)
     keep = keep.reshape(-1, batch, lists, width).transpose(0, 2, 1, 3)
     lane = jnp.arange(width, dtype=jnp.int32)
     order = jnp.argsort(jnp.where(keep.any(axis=2), lane, 2 * width - lane), axis=-1).astype(jnp.int32)

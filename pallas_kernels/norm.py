@@ -46,9 +46,9 @@ def rms_norm_select(
       TypeError, ValueError: a dtype or size that the kernel does not take.
     """
     check_batch("h", h)
-    check_cut(cut)
     check_width(width)
     batch, d = h.shape
+    check_cut(cut, d)
     if weight.shape != (d,) or weight.dtype != h.dtype:
         raise ValueError(f"weight: expected {h.dtype} ({d},), got {weight.dtype} {weight.shape}")
     lists = whole_lists(d, width)
@@ -61,6 +61,7 @@ def rms_norm_select(
         exists = None if whole == d else lane < d
         channels = which * width + jnp.arange(width, dtype=jnp.int32)
         valid = None if d % width == 0 else channels < d
+        scales = None if cut is None else cut.read_scales(channels, valid)
         xs = []
         for b in range(batch):
             row = plgpu.load(h.at[b, lane], mask=exists, other=None if exists is None else 0.0).astype(jnp.float32)
@@ -72,7 +73,7 @@ def rms_norm_select(
                 plgpu.store(out.at[b, channels], x, mask=valid)
             xs.append(x.astype(jnp.float32))
         if thresholds is not None:
-            write_kept(out, which, which * width, xs, thresholds, valid)
+            write_kept(out, which, which * width, xs, thresholds, valid, scales)
 
     if cut is None:
         out: Any = jax.ShapeDtypeStruct((batch, d), h.dtype)
@@ -91,4 +92,4 @@ def rms_norm_select_reference(
     h32 = h.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(h32 * h32, axis=-1, keepdims=True) + eps)
     x = weight * (h32 * scale).astype(h.dtype)
-    return x if cut is None else select_reference(x, cut.values, width)
+    return x if cut is None else select_reference(x, cut.values, width, cut.scales)

@@ -28,9 +28,9 @@ def select(x: jax.Array, cut: Cut, *, width: int = 256, interpret: bool = False)
       TypeError, ValueError: a dtype or size that the kernel does not take.
     """
     check_batch("x", x)
-    check_cut(cut)
     check_width(width)
     batch, d_in = x.shape
+    check_cut(cut, d_in)
     lists = whole_lists(d_in, width)
 
     def kernel(x: Any, cut: Any, out: Any) -> None:
@@ -39,7 +39,7 @@ def select(x: jax.Array, cut: Cut, *, width: int = 256, interpret: bool = False)
         valid = None if d_in % width == 0 else channels < d_in
         other = None if valid is None else 0.0
         xs = [plgpu.load(x.at[b, channels], mask=valid, other=other).astype(jnp.float32) for b in range(batch)]
-        write_kept(out, which, which * width, xs, cut.read(), valid)
+        write_kept(out, which, which * width, xs, cut.read(), valid, cut.read_scales(channels, valid))
 
     out = kept_shapes(len(cut.projections), lists, batch, width)
     (rows,) = launch(kernel, (x, cut), out=(out,), grid=(lists,), warps=4, name="select", interpret=interpret)

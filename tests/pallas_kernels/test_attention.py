@@ -210,7 +210,11 @@ WRONG = {
     "rotary": ({"rotary": (jnp.zeros((1, 8)), jnp.zeros((1, 16)))}, ValueError, "sine: expected shape"),
     "few counters": ({"counters": jnp.zeros(1, jnp.int32)}, ValueError, "counters: expected"),
     "counters dtype": ({"counters": jnp.zeros(2)}, TypeError, "counters: expected int32"),
-    "cut": ({"cut": Cut.of(jnp.asarray([0.1, 0.2]))}, ValueError, "cut: expected one threshold, got 2"),
+    "cut": (
+        {"cut": Cut.of(jnp.asarray([0.1, 0.2]))},
+        ValueError,
+        "thresholds: expected one for each of 1 segments, got 2",
+    ),
     "heads": ({"num_heads": 3}, ValueError, "num_heads: expected a multiple of 2"),
     "window": ({"window": 0}, ValueError, "window: expected >= 1"),
     "splits": ({"splits": 3}, ValueError, "splits: expected a power of two"),
