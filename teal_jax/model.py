@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from teal_jax.sparsity.plan import SparsityPlan
 
 type Params = dict[str, Any]
-"""`{"weights": nested dict of arrays, "gates": Dense() | Threshold([layers, 7])}`."""
+"""`{"weights": nested dict of arrays, "gates": Dense(), Threshold or TopK [layers, 7], or Gates}`."""
 
 
 class ModelFunctions(NamedTuple):
@@ -68,7 +68,7 @@ def _model_functions(config: ModelConfig, implementation: Implementation | None)
 
     def decode_step(params: Params, token: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         weights, gates = params["weights"], params["gates"]
-        if use_fused_step(config, implementation, weights["embed"]["weight"].dtype, token.shape[0]):
+        if use_fused_step(config, implementation, weights["embed"]["weight"].dtype, token.shape[0], gates):
             from teal_jax.nn.fused_step import fused_step
 
             return fused_step(config, weights, gates, token, cache)
