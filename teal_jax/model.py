@@ -15,7 +15,7 @@ from teal_jax.config import ModelConfig
 from teal_jax.errors import ContextError, PlanError
 from teal_jax.nn.cache import KVCache, init_cache
 from teal_jax.nn.decoder import Decoder, Observer
-from teal_jax.nn.gates import Dense, Threshold
+from teal_jax.nn.gates import Dense
 from teal_jax.nn.implementation import Implementation, use_fused_step
 
 if TYPE_CHECKING:
@@ -183,9 +183,11 @@ class LanguageModel:
         Raises:
           PlanError: the plan was made for a model of another shape.
         """
-        plan.check_fits(self.config)
-        gates = Threshold(jnp.asarray(plan.thresholds, jnp.float32))
-        return dataclasses.replace(self, params={"weights": self.params["weights"], "gates": gates}, plan=plan)
+        from teal_jax.sparsity.gating import gates_of
+
+        weights = self.params["weights"]
+        gates = gates_of(plan, self.config, weights)
+        return dataclasses.replace(self, params={"weights": weights, "gates": gates}, plan=plan)
 
     def dense(self) -> "LanguageModel":
         """The same model without sparsity."""
