@@ -1,7 +1,7 @@
 """Gates that wrap the gate of one projection and give back part of what it drops."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,20 @@ class Biased:
     """`y = project(x, W, gate) + bias`, on the tokens that are thinned: no weight is read for it.
 
     Attributes:
-      gate: of the projection.
-      bias: float32 `[d_out]`.
+      gate: of the projection; for a model or a block what indexing steps down, as the biases do.
+      bias: float32 `[d_out]`; for a model a tuple over layers of tuples over the seven projections.
       where: bool `[batch, seq]`, the tokens that are thinned; None: all.
 
     References:
       SPON, arXiv 2512.12744: `W a` for a learnt input a is such a bias.
     """
 
-    gate: "Gate"
-    bias: jax.Array
+    gate: Any
+    bias: Any
     where: jax.Array | None = None
+
+    def __getitem__(self, index: int) -> "Biased":
+        return Biased(self.gate[index], self.bias[index], self.where)
 
     def on(self, where: jax.Array) -> "Biased":
         """The same, acting only on the tokens where `where` is True."""

@@ -184,10 +184,10 @@ class Gates:
 
 
 type Gate = Dense | Threshold | TopK | GateOutput | Soft | Biased | Centred | LowRank | Rotated
-"""Of one projection; `Dense`, `Threshold` and `TopK` also hold those of a block or of a model."""
+"""Of one projection; `Dense`, `Threshold`, `TopK` and `Biased` also hold those of a block or of a model."""
 
-type BlockGates = Dense | Threshold | TopK | tuple[Gate, ...]
+type BlockGates = Dense | Threshold | TopK | Biased | tuple[Gate, ...]
 """Of the seven projections of a block."""
 
-type ModelGates = Dense | Threshold | TopK | Gates
+type ModelGates = Dense | Threshold | TopK | Biased | Gates
 """Of a model."""

@@ -1,6 +1,7 @@
 """Sharing a model's sparsity out over its projections: calibration and target in, plan out."""
 
 import dataclasses
+import warnings
 
 from teal_jax.errors import PlanError
 from teal_jax.model import LanguageModel
@@ -23,6 +24,9 @@ from teal_jax.sparsity.methods import (
 from teal_jax.sparsity.methods.choice import Method, Task
 from teal_jax.sparsity.plan import SparsityPlan, check_sparsity
 from teal_jax.sparsity.statistics import Calibration
+
+TOLERANCE = 0.005
+"""How near `SparsityPlan.reached` is to the target, or `allocate` warns. A top-k gate then rounds to whole channels."""
 
 METHODS: dict[str, Method] = {
     "greedy": greedy.choose,
@@ -67,7 +71,7 @@ def allocate(
       progress: draw a progress bar.
 
     Returns:
-      A `SparsityPlan` for `lm.sparsify`.
+      A `SparsityPlan` for `lm.sparsify`. Warns where it does not reach the target to within `TOLERANCE`.
 
     Raises:
       SparsityError: outside [0, 1), or more than the method can drop (the end of a greedy path; cats).
@@ -96,7 +100,7 @@ def allocate(
     )
     choice = METHODS[method](task)
     thresholds = calibration.thresholds(choice.sparsity) if choice.thresholds is None else choice.thresholds
-    return SparsityPlan(
+    plan = SparsityPlan(
         sparsity=choice.sparsity,
         thresholds=thresholds,
         target=target,
@@ -109,6 +113,12 @@ def allocate(
         score=choice.score,
         arrays=choice.arrays,
     )
+    if abs(plan.reached - target) > TOLERANCE:
+        warnings.warn(
+            f"{method} leaves {plan.reached:.1%} of the block weights unread where {target:.1%} were asked for",
+            stacklevel=2,
+        )
+    return plan
 
 
 def _walked(calibration: Calibration, target: float, error: str) -> GreedySettings | None:

@@ -7,7 +7,8 @@ realised` and m raised by g after every step, and met exactly at the end by one 
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,13 @@ from teal_jax.sparsity.divergence import log_probabilities, mean_divergence
 from teal_jax.sparsity.gating import layer_weights, row_norms
 from teal_jax.sparsity.plan import model_sparsity
 
+type Norms = list[list[jax.Array]]
+"""Logarithms of the rows' norms, float32 `[d_in]` for each projection of each layer."""
+
 PENALTY, STEP_OF_MULTIPLIER = 50.0, 5.0
+COUNTED = 8192
+"""Calibration tokens that realised sparsity is counted on."""
+
 SMALLEST_NORM = 1e-3
 """Of a row of W, over the largest: below it an exponent has no more to say."""
 
@@ -35,7 +42,9 @@ class DistilSettings:
     Attributes:
       steps: of Adam, >= 1; warm-up over a twentieth of them, then a cosine to 2 %.
       tokens_per_step: calibration tokens in a step; at least one row is taken.
-      threshold_rate: learning rate of log thresholds. exponent_rate: of exponents. bias_rate: of biases.
+      threshold_rate: learning rate of log thresholds. bias_rate: of biases.
+      exponents: also learn exponents of the score's norm, at `exponent_rate`. Off: the score is |x_i|, which is what
+        the GPU kernels take, and on the models it was tried on exponents gained nothing.
       softness: of the gates' derivative, relative to the threshold, at the first and at the last step.
       seed: of the order of rows.
     """
@@ -43,8 +52,9 @@ class DistilSettings:
     steps: int = 300
     tokens_per_step: int = 1024
     threshold_rate: float = 0.03
-    exponent_rate: float = 0.03
     bias_rate: float = 0.01
+    exponents: bool = False
+    exponent_rate: float = 0.03
     softness: tuple[float, float] = (0.5, 0.1)
     seed: int = 0
 
@@ -79,7 +89,7 @@ def distil(
     thresholds: np.ndarray,
     target: float,
     *,
-    learn: tuple[str, ...] = ("threshold", "exponent", "bias"),
+    learn: tuple[str, ...] = ("threshold", "bias"),
     settings: DistilSettings = DistilSettings(),
     progress: bool = True,
 ) -> Learnt:
@@ -92,12 +102,10 @@ def distil(
       tokens: calibration tokens int32 `[rows, seq]`.
       thresholds: float32 `[layers, 7]`, of |x|: where to begin, or what to keep.
       target: model sparsity to hold where thresholds are learnt; else not looked at.
-      learn: of `"threshold"`, `"exponent"` and `"bias"`.
+      learn: of `"threshold"`, `"bias"` and `"exponent"`.
       settings: see `DistilSettings`.
       progress: draw a progress bar.
     """
-    import optax
-
     config, weights = lm.config, lm.params["weights"]
     # A threshold of 0 has no logarithm, and no relative softness: the least that can still grow.
     start = np.maximum(np.asarray(thresholds, np.float32), 1e-6)
@@ -108,40 +116,18 @@ def distil(
     }
     learnt = {name: given[name] for name in learn}
     fixed = {name: value for name, value in given.items() if name not in learn}
-    norms = log_norms(weights, config)
-
-    def adam(rate: float) -> optax.GradientTransformation:
-        schedule = optax.warmup_cosine_decay_schedule(
-            0, rate, settings.steps // 20 + 1, settings.steps + settings.steps // 20 + 1, 0.02 * rate
-        )
-        return optax.adam(schedule, b2=0.99)
-
-    rates: dict[Any, Any] = {name: adam(getattr(settings, f"{name}_rate")) for name in given}
-    optimizer = optax.partition(rates, {name: name for name in learnt})
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(learnt: Any, state: Any, multiplier: jax.Array, part: jax.Array, width: jax.Array, weights: Any):
-        def loss(learnt: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            gates = soft_gates(learnt | fixed, norms, width)
-            dense, _ = log_probabilities(config, weights, Dense(), part)
-            sparse, dropped = log_probabilities(config, weights, gates, part, _dropped_share)
-            value, gap = mean_divergence(dense, sparse), target - _mean(config, jnp.stack(dropped))
-            if "threshold" not in learn:
-                return value, (value, gap)
-            return value + multiplier * gap + 0.5 * PENALTY * gap**2, (value, gap)
-
-        (_, (value, gap)), slope = jax.value_and_grad(loss, has_aux=True)(learnt)
-        updates, state = optimizer.update(slope, state, learnt)
-        return optax.apply_updates(learnt, updates), state, multiplier + STEP_OF_MULTIPLIER * gap, value
-
-    state, multiplier, values = optimizer.init(learnt), jnp.float32(1), []
+    norms = log_norms(weights, config) if "exponent" in learn else None
+    program = _program(config, learn, settings)
+    state, multiplier, values = program.start(learnt), jnp.float32(1), []
     rows = min(len(tokens), max(1, settings.tokens_per_step // tokens.shape[1]))
     generator = np.random.default_rng(settings.seed)
     first, last = settings.softness
     for i in track(range(settings.steps), "Learning", enabled=progress):
         part = tokens[np.sort(generator.choice(len(tokens), rows, replace=False))]
         width = jnp.float32(first * (last / first) ** (i / settings.steps))
-        learnt, state, multiplier, value = step(learnt, state, multiplier, jnp.asarray(part), width, weights)
+        learnt, state, multiplier, value = program.step(
+            learnt, state, multiplier, fixed, jnp.asarray(part), width, jnp.float32(target), weights, norms
+        )
         values.append(value)
     tenth = max(1, settings.steps // 10)
     found = given | learnt
@@ -156,7 +142,55 @@ def distil(
     )
 
 
-def log_norms(weights: dict[str, Any], config: ModelConfig) -> list[list[jax.Array]]:
+class _Program(NamedTuple):
+    """Optimiser state for what is learnt, and one step; compiled once for all targets and models of a config."""
+
+    start: Callable[[Any], Any]
+    step: Callable[..., tuple[Any, Any, jax.Array, jax.Array]]
+
+
+@functools.cache
+def _program(config: ModelConfig, learn: tuple[str, ...], settings: DistilSettings) -> _Program:
+    import optax
+
+    def adam(rate: float) -> optax.GradientTransformation:
+        warm = settings.steps // 20 + 1
+        return optax.adam(
+            optax.warmup_cosine_decay_schedule(0, rate, warm, settings.steps + warm, 0.02 * rate), b2=0.99
+        )
+
+    rates: dict[Any, Any] = {name: adam(getattr(settings, f"{name}_rate")) for name in learn}
+    optimizer = optax.partition(rates, {name: name for name in learn})
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(
+        learnt: Any,
+        state: Any,
+        multiplier: jax.Array,
+        fixed: Any,
+        tokens: jax.Array,
+        width: jax.Array,
+        target: jax.Array,
+        weights: Any,
+        norms: Norms | None,
+    ) -> tuple[Any, Any, jax.Array, jax.Array]:
+        dense, _ = log_probabilities(config, weights, Dense(), tokens)
+
+        def loss(learnt: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            gates = soft_gates(learnt | fixed, norms, width)
+            sparse, dropped = log_probabilities(config, weights, gates, tokens, _dropped_share)
+            value, gap = mean_divergence(dense, sparse), target - _mean(config, jnp.stack(dropped))
+            held = multiplier * gap + 0.5 * PENALTY * gap**2 if "threshold" in learn else 0.0
+            return value + held, (value, gap)
+
+        (_, (value, gap)), slope = jax.value_and_grad(loss, has_aux=True)(learnt)
+        updates, state = optimizer.update(slope, state, learnt)
+        return optax.apply_updates(learnt, updates), state, multiplier + STEP_OF_MULTIPLIER * gap, value
+
+    return _Program(optimizer.init, step)
+
+
+def log_norms(weights: dict[str, Any], config: ModelConfig) -> Norms:
     """Logarithm of the rows' L2 norms over the largest, at least that of `SMALLEST_NORM`: float32 `[d_in]` each."""
     return [
         [jnp.log(jnp.maximum(row_norms(weight, 2), SMALLEST_NORM)) for weight in layer_weights(weights, layer)]
@@ -164,14 +198,14 @@ def log_norms(weights: dict[str, Any], config: ModelConfig) -> list[list[jax.Arr
     ]
 
 
-def soft_gates(values: dict[str, Any], norms: list[list[jax.Array]], width: jax.Array) -> Gates:
-    """The gates of one step."""
+def soft_gates(values: dict[str, Any], norms: Norms | None, width: jax.Array) -> Gates:
+    """The gates of one step; without `norms` the score is |x_i|."""
 
     def one(layer: int, i: int) -> Biased:
-        scale = jnp.exp(values["exponent"][layer, i] * norms[layer][i])
+        scale = None if norms is None else jnp.exp(values["exponent"][layer, i] * norms[layer][i])
         return Biased(Soft(jnp.exp(values["threshold"][layer, i]), scale, width), values["bias"][layer][i])
 
-    layers, seven = range(len(norms)), range(len(PROJECTIONS))
+    layers, seven = range(len(values["bias"])), range(len(PROJECTIONS))
     return Gates(tuple(tuple(one(layer, i) for i in seven) for layer in layers))
 
 
@@ -193,7 +227,7 @@ def _meet(
     config: ModelConfig,
     weights: Any,
     values: dict[str, Any],
-    norms: list[list[jax.Array]],
+    norms: Norms | None,
     tokens: np.ndarray,
     target: float,
 ) -> float:
@@ -208,15 +242,12 @@ def _meet(
 
 
 def _realised(
-    config: ModelConfig, weights: Any, values: dict[str, Any], norms: list[list[jax.Array]], tokens: np.ndarray
+    config: ModelConfig, weights: Any, values: dict[str, Any], norms: Norms | None, tokens: np.ndarray
 ) -> np.ndarray:
     """Share of channels that the hard gates drop, float64 `[layers, 7]`, on at most `COUNTED` tokens."""
     rows = max(1, COUNTED // tokens.shape[1])
     gates = soft_gates(values, norms, jnp.float32(1))
     return np.asarray(_count(config)(weights, gates, jnp.asarray(tokens[:rows])), np.float64)
-
-
-COUNTED = 8192
 
 
 @functools.cache

@@ -7,14 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from teal_jax.config import PROJECTIONS, ModelConfig
+from teal_jax.config import PROJECTIONS, SITE_OF_PROJECTION, ModelConfig
 from teal_jax.errors import PlanError
 from teal_jax.nn.compensation import Biased, Centred, LowRank, Rotated
 from teal_jax.nn.gates import Dense, Gate, GateOutput, Gates, ModelGates, Threshold, TopK
 from teal_jax.sparsity.plan import Score, SparsityPlan, array_place
 
-type Scales = tuple[tuple[jax.Array, ...], ...]
-"""Float32 `[d_in]` for each projection of each layer."""
+type Vectors = tuple[tuple[jax.Array, ...], ...]
+"""A float32 vector for each projection of each layer: scales `[d_in]`, biases `[d_out]`."""
+
+
+type Places = dict[tuple[int, int], dict[str, Any]]
+"""A plan's arrays by layer and projection, then by kind."""
 
 
 def gates_of(plan: SparsityPlan, config: ModelConfig, weights: dict[str, Any]) -> ModelGates:
@@ -35,13 +39,25 @@ def gates_of(plan: SparsityPlan, config: ModelConfig, weights: dict[str, Any]) -
         base = TopK(jnp.asarray(kept_counts(config, plan.sparsity)), scale=scale)
     else:
         base = Threshold(jnp.asarray(plan.thresholds, jnp.float32), scale=scale)
-    if all(set(own) <= {"scale"} for own in arrays.values()):
+    kinds = {kind for own in arrays.values() for kind in own if kind != "scale"}
+    if not kinds:
         return base
+    if kinds == {"bias"} and not isinstance(base, Gates):
+        # Kept together, so that a kernel may take them.
+        return Biased(base, _biases(arrays, config))
     dtype = weights["embed"]["weight"].dtype
     layers, seven = range(config.num_layers), range(len(PROJECTIONS))
     return Gates(
         tuple(tuple(_wrapped(base[layer][i], arrays.get((layer, i), {}), dtype) for i in seven) for layer in layers)
     )
+
+
+def _biases(arrays: Places, config: ModelConfig) -> Vectors:
+    def one(layer: int, i: int) -> jax.Array:
+        own = arrays.get((layer, i), {}).get("bias", np.zeros(config.projection_shapes[i][1]))
+        return jnp.asarray(own, jnp.float32)
+
+    return tuple(tuple(one(layer, i) for i in range(len(PROJECTIONS))) for layer in range(config.num_layers))
 
 
 def _cats(plan: SparsityPlan) -> Gates:
@@ -51,9 +67,9 @@ def _cats(plan: SparsityPlan) -> Gates:
     return Gates(tuple((*[Dense()] * 5, GateOutput(up[layer]), nonzero) for layer in range(plan.num_layers)))
 
 
-def _wrapped(gate: Gate, own: dict[str, np.ndarray], dtype: Any) -> Gate:
+def _wrapped(gate: Gate, own: dict[str, Any], dtype: Any) -> Gate:
     if "rotation" in own:
-        gate = Rotated(gate, jnp.asarray(own["rotation"], jnp.float32))
+        gate = Rotated(gate, own["rotation"])
     if "low_rank_a" in own:
         gate = LowRank(gate, jnp.asarray(own["low_rank_a"], dtype), jnp.asarray(own["low_rank_b"], dtype))
     if "centre" in own:
@@ -63,8 +79,8 @@ def _wrapped(gate: Gate, own: dict[str, np.ndarray], dtype: Any) -> Gate:
     return gate
 
 
-def _by_place(plan: SparsityPlan, config: ModelConfig) -> dict[tuple[int, int], dict[str, np.ndarray]]:
-    places: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+def _by_place(plan: SparsityPlan, config: ModelConfig) -> Places:
+    places: Places = {}
     for name, array in plan.arrays.items():
         kind, layer, projection = array_place(name, config.num_layers)
         d_in, d_out = config.projection_shapes[projection]
@@ -78,7 +94,13 @@ def _by_place(plan: SparsityPlan, config: ModelConfig) -> dict[tuple[int, int], 
         }
         if not fits[kind](array.shape):
             raise PlanError(f"plan.arrays[{name!r}] does not fit a projection [{d_in}, {d_out}]: {list(array.shape)}")
-        places.setdefault((layer, projection), {})[kind] = array
+        if kind == "rotation":
+            # One on the device, whichever projections read through it.
+            turn, site = jnp.asarray(array, jnp.float32), SITE_OF_PROJECTION[projection]
+            for sharing in (i for i, of in enumerate(SITE_OF_PROJECTION) if of == site):
+                places.setdefault((layer, sharing), {})[kind] = turn
+        else:
+            places.setdefault((layer, projection), {})[kind] = array
     for (layer, projection), own in places.items():
         ranks = {own[kind].shape[axis] for kind, axis in (("low_rank_a", 1), ("low_rank_b", 0)) if kind in own}
         if ("low_rank_a" in own) != ("low_rank_b" in own) or len(ranks) > 1:
@@ -92,7 +114,7 @@ def kept_counts(config: ModelConfig, sparsity: np.ndarray) -> np.ndarray:
     return np.round((1 - np.asarray(sparsity, np.float64)) * widths).astype(np.int32)
 
 
-def norm_scales(weights: dict[str, Any], config: ModelConfig, score: Score) -> Scales:
+def norm_scales(weights: dict[str, Any], config: ModelConfig, score: Score) -> Vectors:
     """`norm(W[i, :]) ** exponent` of every projection, over its largest: equal norms give 1 exactly."""
     exponents = score.exponents(config.num_layers)
     return tuple(
@@ -116,7 +138,7 @@ def layer_weights(weights: dict[str, Any], layer: int) -> list[jax.Array]:
     return [parts["attn" if i < 4 else "mlp"][f"{name}_proj"]["weight"] for i, name in enumerate(PROJECTIONS)]
 
 
-def _product(scale: Scales | None, arrays: dict[tuple[int, int], dict[str, np.ndarray]], config: ModelConfig) -> Scales:
+def _product(scale: Vectors | None, arrays: Places, config: ModelConfig) -> Vectors:
     def one(layer: int, i: int) -> jax.Array:
         own = arrays.get((layer, i), {}).get("scale", np.ones(config.projection_shapes[i][0]))
         own = jnp.asarray(own, jnp.float32)

@@ -83,7 +83,8 @@ class SparsityPlan:
       score: of a channel; None: |x_i|.
       arrays: by name, `"bias.3.down"`: what is added to or done around projection `down` of layer 3. Names are
         `bias` `[d_out]`, `scale` `[d_in]`, `centre` `[d_in]`, `low_rank_a` `[d_in, rank]`, `low_rank_b`
-        `[rank, d_out]`, `rotation` `[d_in, d_in]`.
+        `[rank, d_out]`, and `rotation` `[d_in, d_in]`, which stands under the first projection of its site for all
+        of them.
     """
 
     sparsity: np.ndarray
@@ -121,7 +122,9 @@ class SparsityPlan:
         if isinstance(self.score, dict):
             object.__setattr__(self, "score", Score(**self.score))
         for name in self.arrays:
-            array_place(name, self.num_layers)
+            kind, _, projection = array_place(name, self.num_layers)
+            if kind == "rotation" and SITE_OF_PROJECTION.index(SITE_OF_PROJECTION[projection]) != projection:
+                raise PlanError(f"plan.arrays: a rotation stands under q, o, gate or down, got {name!r}")
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -155,21 +158,17 @@ class SparsityPlan:
     @property
     def extra_weights(self) -> int:
         """Matrix entries that every token reads beside the kept rows: low rank and rotations, in all layers."""
-        return sum(array.size for array in self._read_arrays() if array.ndim == 2)
+        return sum(array.size for array in self.arrays.values() if array.ndim == 2)
 
     @property
     def extra_vectors(self) -> int:
         """Entries of vectors that every token reads: biases, scales, and a centre with the bias it needs."""
-        return sum(array.size for array in self._read_arrays() if array.ndim == 1)
+        return sum(array.size for array in self.arrays.values() if array.ndim == 1)
 
-    def _read_arrays(self) -> list[np.ndarray]:
-        # A site has one rotation, whichever of its projections name it.
-        seen: dict[Any, np.ndarray] = {}
-        for name, array in self.arrays.items():
-            kind, layer, projection = array_place(name, self.num_layers)
-            place = SITE_OF_PROJECTION[projection] if kind == "rotation" else projection
-            seen[kind, layer, place] = array
-        return list(seen.values())
+    @property
+    def reached(self) -> float:
+        """Share of the block weights that the plan means to leave unread: rows, less what its matrices read instead."""
+        return self.model_sparsity - self.extra_weights / (self.num_layers * sum(self.projection_sizes))
 
     def save(self, path: str | Path) -> Path:
         """Write the plan as JSON, and its arrays, if any, to a .arrays.npz of the same stem; returns the path."""

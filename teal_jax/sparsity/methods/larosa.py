@@ -1,8 +1,8 @@
 """LaRoSA (arXiv 2507.01299): the inputs of q, k, v and of gate, up in their principal components, top-K there.
 
 Q holds the eigenvectors of the uncentred covariance of the site on calibration text, one Q a site and layer; o and down
-take top-K of |x_i|. Reading Q costs `d_model ** 2` weights a site: the plan counts rows, as the paper does, so that the
-weights left unread fall short of the target by `extra_weights`, which the notes and every realised figure say.
+take top-K of |x_i|. Reading Q costs `d_model ** 2` weights a site. The target counts rows, as in the paper, so that the
+weights left unread fall short of it: `plan.reached` says by how much.
 """
 
 import functools
@@ -28,15 +28,11 @@ def choose(task: Task) -> Choice:
     if "larosa" not in memo:
         memo["larosa"] = rotations(task)
     arrays = {
-        array_name("rotation", layer, i): turns[ROTATED.index(site)]
+        array_name("rotation", layer, SITE_OF_PROJECTION.index(site)): turn
         for layer, turns in enumerate(memo["larosa"])
-        for i, site in enumerate(SITE_OF_PROJECTION)
-        if site in ROTATED
+        for site, turn in zip(ROTATED, turns, strict=True)
     }
-    config = task.lm.config
-    extra = len(ROTATED) * config.d_model**2 / sum(config.projection_sizes)
-    notes = {"rotation_share": extra, "reached": task.target - extra}
-    return Choice(sparsity=sparsity, thresholds=no_thresholds(sparsity), gate="top_k", arrays=arrays, notes=notes)
+    return Choice(sparsity=sparsity, thresholds=no_thresholds(sparsity), gate="top_k", arrays=arrays)
 
 
 def rotations(task: Task) -> list[list[np.ndarray]]:
