@@ -15,7 +15,7 @@ from teal_jax.config import ModelConfig
 from teal_jax.errors import ContextError, PlanError
 from teal_jax.nn.cache import KVCache, init_cache
 from teal_jax.nn.decoder import Decoder, Observer
-from teal_jax.nn.gates import Dense, Threshold
+from teal_jax.nn.gates import Dense
 from teal_jax.nn.implementation import Implementation, use_fused_step
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from teal_jax.sparsity.plan import SparsityPlan
 
 type Params = dict[str, Any]
-"""`{"weights": nested dict of arrays, "gates": Dense() | Threshold([layers, 7])}`."""
+"""`{"weights": nested dict of arrays, "gates": Dense(), Threshold or TopK [layers, 7], or Gates}`."""
 
 
 class ModelFunctions(NamedTuple):
@@ -68,7 +68,7 @@ def _model_functions(config: ModelConfig, implementation: Implementation | None)
 
     def decode_step(params: Params, token: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         weights, gates = params["weights"], params["gates"]
-        if use_fused_step(config, implementation, weights["embed"]["weight"].dtype, token.shape[0]):
+        if use_fused_step(config, implementation, weights["embed"]["weight"].dtype, token.shape[0], gates):
             from teal_jax.nn.fused_step import fused_step
 
             return fused_step(config, weights, gates, token, cache)
@@ -183,9 +183,11 @@ class LanguageModel:
         Raises:
           PlanError: the plan was made for a model of another shape.
         """
-        plan.check_fits(self.config)
-        gates = Threshold(jnp.asarray(plan.thresholds, jnp.float32))
-        return dataclasses.replace(self, params={"weights": self.params["weights"], "gates": gates}, plan=plan)
+        from teal_jax.sparsity.gating import gates_of
+
+        weights = self.params["weights"]
+        gates = gates_of(plan, self.config, weights)
+        return dataclasses.replace(self, params={"weights": weights, "gates": gates}, plan=plan)
 
     def dense(self) -> "LanguageModel":
         """The same model without sparsity."""

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pallas_kernels import keep_mask
 from teal_jax.config import PROJECTIONS, SITE_OF_PROJECTION, ModelConfig
 from teal_jax.data import TextSource, evaluation_streams
 from teal_jax.errors import DataError
 from teal_jax.model import LanguageModel, Params, abstract_decoder, dense_prefix_length, model_functions
 from teal_jax.nn.block import Taps
-from teal_jax.nn.gates import Dense, Gate
+from teal_jax.nn.gates import BlockGates, Dense, GateOutput
 from teal_jax.progress import track
 from teal_jax.sparsity.plan import model_sparsity
 
@@ -76,13 +75,21 @@ def windows(length: int, context: int, window: int, protocol: Protocol) -> list[
     return result
 
 
-def _dropped(taps: Taps, gates: Gate) -> jax.Array:
-    """Input channels each projection drops, float32 `[7]`, over the tokens that the gates act on."""
+def _dropped(taps: Taps, gates: BlockGates) -> jax.Array:
+    """Input channels each projection drops, float32 `[7]`, over the tokens that the gates act on.
+
+    What CATS drops of up are outputs: counted as the inputs of up that hold as many weights.
+    """
     if isinstance(gates, Dense):
         return jnp.zeros(len(PROJECTIONS))
     counts = []
     for i, site in enumerate(SITE_OF_PROJECTION):
-        dropped = ~keep_mask(taps[site], gates[i].per_token())
+        gate = gates[i]
+        if isinstance(gate, GateOutput):
+            dead = (taps.mlp_hidden == 0).sum(axis=-1, dtype=jnp.int32).sum(dtype=jnp.float32)
+            counts.append(dead * taps[site].shape[-1] / taps.mlp_hidden.shape[-1])
+            continue
+        dropped = ~gate.keep(taps[site])
         counts.append(dropped.sum(axis=-1, dtype=jnp.int32).sum(dtype=jnp.float32))
     return jnp.stack(counts)
 

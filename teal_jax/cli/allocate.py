@@ -53,6 +53,8 @@ def command(
     """
     if (calibration is None) == (from_teal is None):
         raise typer.BadParameter("give either a calibration file or --from-teal DIR")
+    if from_teal is not None and method not in (MethodName.greedy, MethodName.uniform):
+        raise typer.BadParameter(f"--from-teal has greedy and uniform plans only, got --method {method.value}")
     with Session(quiet=quiet, as_json=as_json, debug=debug, offline=offline) as session:
         from teal_jax.tables import plan_line
 

@@ -45,6 +45,16 @@ class MethodName(enum.StrEnum):
 
     greedy = "greedy"
     uniform = "uniform"
+    top_k = "top_k"
+    cats = "cats"
+    wina = "wina"
+    was = "was"
+    wisparse = "wisparse"
+    r_sparse = "r_sparse"
+    larosa = "larosa"
+    spon = "spon"
+    cross_block = "cross_block"
+    learned = "learned"
 
 
 Model = Annotated[

@@ -9,7 +9,7 @@ from jax import lax
 
 from teal_jax.config import ModelConfig
 from teal_jax.nn.cache import KVCache, slot_positions, write, write_slots
-from teal_jax.nn.gates import Gate
+from teal_jax.nn.gates import BlockGates, Gate
 from teal_jax.nn.project import Projection
 from teal_jax.nn.rope import rotary_table, rotate
 
@@ -105,7 +105,7 @@ class Attention(nnx.Module):
         return x.reshape(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim)
 
     def __call__(
-        self, x: jax.Array, gates: Gate, context: Context, cache: tuple[jax.Array, jax.Array] | None
+        self, x: jax.Array, gates: BlockGates, context: Context, cache: tuple[jax.Array, jax.Array] | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """attn_out `[batch, seq, num_heads * head_dim]` (the input of o_proj) and the layer's updated cache."""
         q = self.queries(x, gates[0], context.rotary)

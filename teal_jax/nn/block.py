@@ -3,11 +3,12 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from teal_jax.config import ModelConfig
 from teal_jax.nn.attention import Attention, Context
-from teal_jax.nn.gates import Gate
+from teal_jax.nn.gates import BlockGates, GateOutput
 from teal_jax.nn.norm import RMSNorm
 from teal_jax.nn.project import Projection
 
@@ -42,13 +43,13 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs=rngs, dtype=dtype)
 
     def __call__(
-        self, x: jax.Array, gates: Gate, context: Context, cache: tuple[jax.Array, jax.Array] | None = None
+        self, x: jax.Array, gates: BlockGates, context: Context, cache: tuple[jax.Array, jax.Array] | None = None
     ) -> tuple[jax.Array, Any, Taps]:
         """The residual stream after the block `[batch, seq, d_model]`, the layer's cache, and the taps.
 
         Args:
           x: residual stream `[batch, seq, d_model]`.
-          gates: `Dense()` or a `Threshold` with `[7]` values.
+          gates: of the seven projections: `Dense()`, a `Threshold` or `TopK` with `[7]` values, or a tuple.
           context: what the tokens may see.
           cache: keys and values of this layer, or None.
         """
@@ -56,6 +57,9 @@ class Block(nnx.Module):
         attn_out, cache = self.attn(attn_in, gates, context, cache)
         x = x + self.attn.o_proj(attn_out, gates[3])
         mlp_in = self.mlp_norm(x)
-        mlp_hidden = jax.nn.silu(self.mlp.gate_proj(mlp_in, gates[4])) * self.mlp.up_proj(mlp_in, gates[5])
+        gated = jax.nn.silu(self.mlp.gate_proj(mlp_in, gates[4]))
+        if isinstance(gates[5], GateOutput):
+            gated = jnp.where(gates[5].keep(gated), gated, 0)
+        mlp_hidden = gated * self.mlp.up_proj(mlp_in, gates[5])
         x = x + self.mlp.down_proj(mlp_hidden, gates[6])
         return x, cache, Taps(attn_in, attn_out, mlp_in, mlp_hidden)

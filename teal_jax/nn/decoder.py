@@ -12,10 +12,10 @@ from teal_jax.config import ModelConfig
 from teal_jax.nn.attention import make_context
 from teal_jax.nn.block import Block, Taps
 from teal_jax.nn.cache import KVCache
-from teal_jax.nn.gates import Gate
+from teal_jax.nn.gates import BlockGates, ModelGates
 from teal_jax.nn.norm import RMSNorm
 
-type Observer = Callable[[Taps, Gate], Any]
+type Observer = Callable[[Taps, BlockGates], Any]
 """Called once a layer, inside jit, with the layer's taps and gates; what it returns is collected in a list."""
 
 
@@ -49,7 +49,7 @@ class Decoder(nnx.Module):
     def hidden(
         self,
         tokens: jax.Array,
-        gates: Gate,
+        gates: ModelGates,
         *,
         mask: jax.Array | None = None,
         observe: Observer | None = None,
@@ -58,7 +58,7 @@ class Decoder(nnx.Module):
 
         Args:
           tokens: int32 `[batch, seq]`.
-          gates: `Dense()` or a `Threshold` with `[layers, 7]` values.
+          gates: `Dense()`, a `Threshold` or `TopK` with `[layers, 7]` values, or `Gates`.
           mask: bool `[batch, seq]`, False for padding, on either side; None: all real.
           observe: see `Observer`.
 
@@ -76,7 +76,7 @@ class Decoder(nnx.Module):
         return x, observed
 
     def extend(
-        self, tokens: jax.Array, gates: Gate, cache: KVCache, *, mask: jax.Array | None = None
+        self, tokens: jax.Array, gates: ModelGates, cache: KVCache, *, mask: jax.Array | None = None
     ) -> tuple[jax.Array, KVCache]:
         """As `hidden`, for tokens `[batch, seq]` that follow those in the cache; also the cache with them in it."""
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask

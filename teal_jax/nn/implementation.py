@@ -5,14 +5,27 @@ import jax
 from pallas_kernels.support import Implementation as Implementation
 from pallas_kernels.support import use_pallas
 from teal_jax.config import ModelConfig
+from teal_jax.nn.gates import Dense, ModelGates, Threshold
 
 MAX_HEAD_DIM = 256
 """Of the attention kernel."""
 
 
 def use_fused_step(
-    config: ModelConfig, implementation: Implementation | None, dtype: jax.typing.DTypeLike, batch: int
+    config: ModelConfig,
+    implementation: Implementation | None,
+    dtype: jax.typing.DTypeLike,
+    batch: int,
+    gates: ModelGates | None = None,
 ) -> bool:
-    """Whether a decode step runs in `fused_step`; raises `NotImplementedError` if it was asked for and cannot."""
-    reason = None if config.head_dim <= MAX_HEAD_DIM else f"they take head_dim <= {MAX_HEAD_DIM}, got {config.head_dim}"
+    """Whether a decode step runs in `fused_step`; raises `NotImplementedError` if it was asked for and cannot.
+
+    `gates` are those of the step; None leaves them out of the question.
+    """
+    reason = None
+    if config.head_dim > MAX_HEAD_DIM:
+        reason = f"they take head_dim <= {MAX_HEAD_DIM}, got {config.head_dim}"
+    elif not (gates is None or isinstance(gates, Dense) or (isinstance(gates, Threshold) and gates.scale is None)):
+        scaled = " with a scale" if isinstance(gates, Threshold) else ""
+        reason = f"they take Dense gates and Threshold without a scale, got {type(gates).__name__}{scaled}"
     return use_pallas(implementation, dtype, batch, reason)

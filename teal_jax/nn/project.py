@@ -1,11 +1,13 @@
 """`project`: the single switch between dense and sparse, for every projection of every model."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from pallas_kernels import masked_matmul
 from pallas_kernels.reference import matmul
-from teal_jax.nn.gates import Dense, Gate, Threshold
+from teal_jax.nn.compensation import Biased, Centred, LowRank, Rotated, only
+from teal_jax.nn.gates import Dense, Gate, GateOutput, Soft, Threshold, TopK
 
 
 def project(x: jax.Array, weight: jax.Array, gate: Gate) -> jax.Array:
@@ -14,17 +16,33 @@ def project(x: jax.Array, weight: jax.Array, gate: Gate) -> jax.Array:
     Args:
       x: `[..., d_in]`.
       weight: `[d_in, d_out]`, the dtype of `x`.
-      gate: `Dense()`, or a `Threshold` of one projection.
+      gate: of one projection, from `teal_jax.nn.gates` or `teal_jax.nn.compensation`.
 
     Returns:
       `[..., d_out]`, the dtype of `x`, summed in float32.
+
+    Raises:
+      TypeError: `gate` is none of them.
     """
     match gate:
-        case Dense():
+        case Dense() | GateOutput():  # what CATS drops of up is dropped by the block
             return matmul(x, weight)
-        case Threshold():
+        case Threshold(scale=None):
             return masked_matmul(x, weight, gate.per_token())
-    raise TypeError(f"gate must be Dense or Threshold, got {type(gate).__name__}")
+        case Threshold() | TopK():
+            return matmul(jnp.where(gate.keep(x), x, 0), weight)
+        case Soft():
+            return matmul((x * gate.mask(x)).astype(x.dtype), weight)
+        case Biased():
+            return project(x, weight, gate.gate) + only(gate.where, gate.bias, 0.0).astype(x.dtype)
+        case Centred():
+            moved = project(gate.shift(x), weight, gate.gate) + matmul(gate.centre.astype(x.dtype), weight)
+            return only(gate.where, moved, matmul(x, weight)) if gate.where is not None else moved
+        case LowRank():
+            return project(x, weight, gate.gate) + gate.remainder(x)
+        case Rotated():
+            return matmul(only(gate.where, gate.thin(x), x), weight)
+    raise TypeError(f"gate must be one of teal_jax.nn.gates or teal_jax.nn.compensation, got {type(gate).__name__}")
 
 
 class Projection(nnx.Module):

@@ -2,56 +2,46 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable
 
-import numpy as np
-
-from teal_jax.config import PROJECTIONS
-from teal_jax.errors import PlanError, SparsityError
+from teal_jax.errors import PlanError
 from teal_jax.model import LanguageModel
-from teal_jax.sparsity.greedy import GreedySettings, greedy_path
+from teal_jax.sparsity.distil import DistilSettings
+from teal_jax.sparsity.greedy import GreedySettings
+from teal_jax.sparsity.methods import (
+    cats,
+    cross_block,
+    greedy,
+    larosa,
+    learned,
+    r_sparse,
+    spon,
+    top_k,
+    uniform,
+    was,
+    wina,
+    wisparse,
+)
+from teal_jax.sparsity.methods.choice import Method, Task
 from teal_jax.sparsity.plan import SparsityPlan, check_sparsity
 from teal_jax.sparsity.statistics import Calibration
 
-type Method = Callable[[LanguageModel, Calibration, float, GreedySettings, bool], tuple[np.ndarray, dict]]
-"""Sparsities `[layers, 7]` for a target, and notes for the plan."""
+TOLERANCE = 0.005
+"""How near `SparsityPlan.reached` is to the target, or `allocate` warns. A top-k gate then rounds to whole channels."""
 
-
-def uniform(
-    lm: LanguageModel, calibration: Calibration, target: float, settings: GreedySettings, progress: bool
-) -> tuple[np.ndarray, dict]:
-    """Every projection of every block at the target."""
-    return np.full((lm.config.num_layers, len(PROJECTIONS)), target), {}
-
-
-def greedy(
-    lm: LanguageModel, calibration: Calibration, target: float, settings: GreedySettings, progress: bool
-) -> tuple[np.ndarray, dict]:
-    """TEAL's block-wise greedy search; a block where uniform sparsity has less error takes that.
-
-    The path is kept in `calibration.path`: another target is then a look-up.
-    """
-    path = calibration.path
-    wanted = dataclasses.asdict(settings)
-    if path is None or any(path.settings[name] != value for name, value in wanted.items()):
-        path = calibration.path = greedy_path(lm, calibration, settings=settings, progress=progress)
-    if target > path.effective[-1]:
-        raise SparsityError(
-            f"the greedy path ends at {path.effective[-1]:.3f}, got a target of {target}",
-            hint="search further: GreedySettings(max_sparsity=...)",
-        )
-    if settings.error == "teal":
-        # Parity: the reference takes the nearest row, and never looks at uniform.
-        return path.nearest(target)[0], dict(path.settings)
-    sparsity, worse = path.at(target)
-    sparsity[worse] = target
-    layers = np.flatnonzero(worse).tolist()
-    if layers:
-        warnings.warn(f"uniform sparsity had less error than greedy in blocks {layers}: they take it", stacklevel=3)
-    return sparsity, path.settings | {"uniform_blocks": layers}
-
-
-METHODS: dict[str, Method] = {"greedy": greedy, "uniform": uniform}
+METHODS: dict[str, Method] = {
+    "greedy": greedy.choose,
+    "uniform": uniform.choose,
+    "top_k": top_k.choose,
+    "cats": cats.choose,
+    "wina": wina.choose,
+    "was": was.choose,
+    "wisparse": wisparse.choose,
+    "r_sparse": r_sparse.choose,
+    "larosa": larosa.choose,
+    "spon": spon.choose,
+    "cross_block": cross_block.choose,
+    "learned": learned.choose,
+}
 """Allocation methods by name; add a function to offer another."""
 
 
@@ -63,26 +53,28 @@ def allocate(
     method: str = "greedy",
     error: str | None = None,
     settings: GreedySettings | None = None,
+    distil: DistilSettings | None = None,
     progress: bool = True,
 ) -> SparsityPlan:
-    """Share `sparsity` out over the projections and set their thresholds.
+    """Share `sparsity` out over the projections and set their thresholds, and what the method adds to them.
 
     Args:
       lm: the model; its gates are ignored.
       calibration: of this model, from `teal_jax.calibrate`.
       sparsity: target model sparsity in [0, 1): the mean over projections weighted by `d_in * d_out`.
-      method: `"greedy"` or `"uniform"`.
+      method: a name in `METHODS`.
       error: what the greedy search minimises, `"mse"` or `"teal"` (the reference's, which also takes the nearest row
         of the path as it is). None: what `settings` say.
       settings: of the greedy search. None: those of the path kept in `calibration` if it reaches the target, else
         the defaults.
+      distil: settings of the training of `"learned"` and `"spon"`. None: the defaults.
       progress: draw a progress bar.
 
     Returns:
-      A `SparsityPlan` for `lm.sparsify`.
+      A `SparsityPlan` for `lm.sparsify`. Warns where it does not reach the target to within `TOLERANCE`.
 
     Raises:
-      SparsityError: outside [0, 1), or beyond the end of a greedy path.
+      SparsityError: outside [0, 1), or more than the method can drop (the end of a greedy path; cats).
       PlanError: the calibration is of a model of another shape.
     """
     target = check_sparsity(sparsity)
@@ -98,17 +90,35 @@ def allocate(
         settings = _walked(calibration, target, default.error) or default
     elif error is not None:
         settings = dataclasses.replace(settings, error=error)
-    shares, notes = METHODS[method](lm, calibration, target, settings, progress)
-    return SparsityPlan(
-        sparsity=shares,
-        thresholds=calibration.thresholds(shares),
+    task = Task(
+        lm=lm,
+        calibration=calibration,
+        target=target,
+        greedy=settings,
+        distil=distil or DistilSettings(),
+        progress=progress,
+    )
+    choice = METHODS[method](task)
+    thresholds = calibration.thresholds(choice.sparsity) if choice.thresholds is None else choice.thresholds
+    plan = SparsityPlan(
+        sparsity=choice.sparsity,
+        thresholds=thresholds,
         target=target,
         method=method,
         fingerprint=lm.config.fingerprint,
         projection_sizes=lm.config.projection_sizes,
         model=lm.name,
-        notes={"calibration": calibration.notes, "allocation": notes},
+        notes={"calibration": calibration.notes, "allocation": choice.notes},
+        gate=choice.gate,
+        score=choice.score,
+        arrays=choice.arrays,
     )
+    if abs(plan.reached - target) > TOLERANCE:
+        warnings.warn(
+            f"{method} leaves {plan.reached:.1%} of the block weights unread where {target:.1%} were asked for",
+            stacklevel=2,
+        )
+    return plan
 
 
 def _walked(calibration: Calibration, target: float, error: str) -> GreedySettings | None:

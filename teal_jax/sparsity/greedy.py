@@ -15,6 +15,7 @@ from teal_jax.progress import track
 from teal_jax.sparsity.blocks import batches, dense_block, embed
 from teal_jax.sparsity.greedy_path import GreedyPath
 from teal_jax.sparsity.objective import ERRORS, Positions, block_errors, prepare
+from teal_jax.sparsity.score_statistics import ScoreStatistics
 from teal_jax.sparsity.statistics import Calibration
 
 
@@ -52,7 +53,7 @@ class GreedySettings:
 
 def greedy_path(
     lm: LanguageModel,
-    calibration: Calibration,
+    calibration: Calibration | ScoreStatistics,
     *,
     settings: GreedySettings = GreedySettings(),
     progress: bool = True,
@@ -65,7 +66,7 @@ def greedy_path(
 
     Args:
       lm: the model; its gates are ignored.
-      calibration: of this model.
+      calibration: of this model; statistics of a scaled score walk with thresholds of that score.
       settings: see `GreedySettings`.
       progress: draw a progress bar.
 
@@ -81,6 +82,7 @@ def greedy_path(
     grid = _Grid(lm.config, settings)
     columns = [calibration.site_thresholds(i, np.tile(grid.ladders[i], (lm.config.num_layers, 1))) for i in range(7)]
     uniform = calibration_uniform(calibration, grid.effective)
+    scales = calibration.scales if isinstance(calibration, ScoreStatistics) else None
     parts = batches(len(tokens), seq)
     x = embed(lm, tokens)
     paths = []
@@ -90,7 +92,10 @@ def greedy_path(
         )
         params = lm.params["weights"]["layers"][layer]
         stacked = x.reshape(len(parts), -1, *x.shape[1:])
-        path, x = _walk(lm.config, positions, settings.error, params, stacked, ladders, grid.rungs, uniform[layer])
+        scale = None if scales is None else scales[layer]
+        path, x = _walk(
+            lm.config, positions, settings.error, params, stacked, ladders, grid.rungs, uniform[layer], scale
+        )
         x = x.reshape(-1, *x.shape[2:])
         paths.append(jax.tree.map(np.asarray, path))
     rungs, error, rival, candidates = (np.stack(field) for field in zip(*paths, strict=True))
@@ -99,7 +104,7 @@ def greedy_path(
     return GreedyPath(sparsity, grid.effective, error, rival, candidates, facts)
 
 
-def calibration_uniform(calibration: Calibration, effective: np.ndarray) -> np.ndarray:
+def calibration_uniform(calibration: Calibration | ScoreStatistics, effective: np.ndarray) -> np.ndarray:
     """Thresholds of uniform sparsity at each point of the path, float32 `[layers, steps + 1, 7]`."""
     shares = np.tile(effective, (calibration.config.num_layers, 1))
     return np.stack([calibration.site_thresholds(i, shares) for i in range(len(PROJECTIONS))], axis=-1)
@@ -143,6 +148,7 @@ def _walk(
     ladders: jax.Array,
     rungs: jax.Array,
     uniform: jax.Array,
+    scale: tuple[jax.Array, ...] | None,
 ) -> tuple[tuple[Any, ...], jax.Array]:
     """One block's path, and the dense block's output for the next.
 
@@ -152,7 +158,7 @@ def _walk(
     projections = jnp.arange(len(PROJECTIONS))
 
     def errors(now: jax.Array, tried: jax.Array, rival: jax.Array) -> jax.Array:
-        each = lambda part: block_errors(config, layer_params, part, now, tried, rival, error)  # noqa: E731
+        each = lambda part: block_errors(config, layer_params, part, now, tried, rival, error, scale)  # noqa: E731
         return jax.lax.map(each, prepared).mean(axis=0)
 
     def step(rung: jax.Array, rival: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:

@@ -92,6 +92,7 @@ def block_errors(
     tried: jax.Array,
     uniform: jax.Array,
     error: str,
+    scale: tuple[jax.Array, ...] | None = None,
 ) -> jax.Array:
     """Errors of the seven candidates and of a uniform rival, float32 `[8]`.
 
@@ -103,8 +104,9 @@ def block_errors(
       tried: thresholds `[7]`; candidate i takes `tried[i]` for projection i and `now` for the others.
       uniform: thresholds `[7]` of the rival.
       error: see `reduce_error`.
+      scale: of the scores, float32 `[d_in]` for each projection; None: 1.
     """
-    parts = _Parts(config, nnx.merge(block_graph(config), layer_params), prepared)
+    parts = _Parts(config, nnx.merge(block_graph(config), layer_params), prepared, scale)
     # The ways to gate a projection: 0 with the committed threshold, 1 the tried one, 2 the rival's.
     ways = jnp.stack([now, tried, uniform])
     # Attention: committed; q, k, v tried; rival.
@@ -125,9 +127,11 @@ def block_errors(
 class _Parts:
     """The products of a block, each over a leading axis of thresholds, at the positions that need them."""
 
-    def __init__(self, config: ModelConfig, block: Block, prepared: Prepared):
+    def __init__(
+        self, config: ModelConfig, block: Block, prepared: Prepared, scale: tuple[jax.Array, ...] | None = None
+    ):
         self.attn, self.mlp, self.mlp_in_norm = block.attn, block.mlp, block.mlp_norm
-        self.prepared = prepared
+        self.prepared, self.scale = prepared, scale
         seq = prepared.attn_in.shape[1]
         self.dense, self.first = prepared.keys.shape[1], seq - prepared.residual.shape[1]
         context = make_context(config, jnp.ones(prepared.attn_in.shape[:2], bool), None)
@@ -140,14 +144,14 @@ class _Parts:
         of q, k and v. One variant at a time: the scores are large.
         """
         late, scored = self.prepared.attn_in[None, :, self.dense :], self.prepared.attn_in[None, :, self.first :]
-        q = self.attn.queries(scored, _gate(ways[:, 0]), self.scored_rotary)
-        k = _join(self.prepared.keys, self.attn.keys(late, _gate(ways[:, 1]), self.late_rotary))
-        v = _join(self.prepared.values, self.attn.values(late, _gate(ways[:, 2])))
+        q = self.attn.queries(scored, self._gate(ways[:, 0], 0), self.scored_rotary)
+        k = _join(self.prepared.keys, self.attn.keys(late, self._gate(ways[:, 1], 1), self.late_rotary))
+        v = _join(self.prepared.values, self.attn.values(late, self._gate(ways[:, 2], 2)))
         return jax.lax.map(lambda i: attend(q[i[0]], k[i[1]], v[i[2]], self.visible), pick)
 
     def middle(self, attn_out: jax.Array, thresholds: jax.Array) -> jax.Array:
         """The residual stream before the MLP, float32: in less, small errors drown in large channels."""
-        return self.prepared.residual + self.attn.o_proj(attn_out, _gate(thresholds)).astype(jnp.float32)
+        return self.prepared.residual + self.attn.o_proj(attn_out, self._gate(thresholds, 3)).astype(jnp.float32)
 
     def mlp_in(self, middle: jax.Array) -> jax.Array:
         """The MLP's input, in the model's dtype."""
@@ -155,20 +159,20 @@ class _Parts:
 
     def gate(self, mlp_in: jax.Array, thresholds: jax.Array) -> jax.Array:
         """`silu(gate_proj)`, `[variants, batch, scored, d_mlp]`."""
-        return jax.nn.silu(self.mlp.gate_proj(mlp_in, _gate(thresholds)))
+        return jax.nn.silu(self.mlp.gate_proj(mlp_in, self._gate(thresholds, 4)))
 
     def up(self, mlp_in: jax.Array, thresholds: jax.Array) -> jax.Array:
         """`up_proj`, the same shape."""
-        return self.mlp.up_proj(mlp_in, _gate(thresholds))
+        return self.mlp.up_proj(mlp_in, self._gate(thresholds, 5))
 
     def down(self, hidden: jax.Array, thresholds: jax.Array) -> jax.Array:
         """`down_proj`, float32 `[variants, batch, scored, d_model]`."""
-        return self.mlp.down_proj(hidden, _gate(thresholds)).astype(jnp.float32)
+        return self.mlp.down_proj(hidden, self._gate(thresholds, 6)).astype(jnp.float32)
 
-
-def _gate(thresholds: jax.Array) -> Threshold:
-    """A threshold for each variant of x `[variants, batch, seq, width]`."""
-    return Threshold(thresholds[:, None, None, None])
+    def _gate(self, thresholds: jax.Array, projection: int) -> Threshold:
+        """A threshold for each variant of x `[variants, batch, seq, width]`."""
+        scale = None if self.scale is None else self.scale[projection]
+        return Threshold(thresholds[:, None, None, None], scale=scale)
 
 
 def _span(rotary: tuple[jax.Array, jax.Array], start: int, stop: int) -> tuple[jax.Array, jax.Array]:

@@ -1,16 +1,26 @@
-"""The sparsity plan, a few kB of JSON: how much each projection of each block drops, and under which threshold."""
+"""The sparsity plan, a few kB of JSON: how much each projection of each block drops, and under which threshold.
+
+What a method learnt beside that (biases, scales, rotations) lies in an .arrays.npz file next to the JSON.
+"""
 
 import dataclasses
+import hashlib
 import json
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from teal_jax.config import PROJECTIONS, ModelConfig
+from teal_jax.config import PROJECTIONS, SITE_OF_PROJECTION, ModelConfig
 from teal_jax.errors import PlanError, SparsityError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: thresholds of |x|, all that most plans need; they are still written as 1. 2: gate, score or arrays."""
+
+GATES = ("threshold", "top_k", "gate_output")
+ARRAYS = ("bias", "scale", "centre", "low_rank_a", "low_rank_b", "rotation")
 
 
 def check_sparsity(sparsity: float) -> float:
@@ -28,20 +38,53 @@ def model_sparsity(config: ModelConfig, sparsity: np.ndarray) -> float:
     return float(np.average(np.asarray(sparsity, np.float64).mean(axis=0), weights=config.projection_sizes))
 
 
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A channel's score is `|x_i| * norm(W[i, :]) ** exponent`; the norms are taken from the weights, never saved.
+
+    Attributes:
+      norm: 1 or 2, the order of the norm of the row of W that x_i is multiplied by.
+      exponent: one number, or `[layers][7]`.
+    """
+
+    norm: int
+    exponent: float | tuple[tuple[float, ...], ...] = 1.0
+
+    def __post_init__(self):
+        if self.norm not in (1, 2):
+            raise PlanError(f"plan.score.norm must be 1 or 2, got {self.norm!r}")
+        if isinstance(self.exponent, list):
+            object.__setattr__(self, "exponent", tuple(tuple(row) for row in self.exponent))
+
+    def exponents(self, num_layers: int) -> np.ndarray:
+        """The exponents, float64 `[layers, 7]`."""
+        try:
+            return np.broadcast_to(np.array(self.exponent, np.float64), (num_layers, len(PROJECTIONS)))
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"plan.score.exponent must be a number or [{num_layers}][7]: {error}") from error
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SparsityPlan:
     """Sparsity and threshold per layer and projection, with how they came to be.
 
     Attributes:
       sparsity: float64 `[layers, 7]`, intended share of input channels dropped, in [0, 1].
-      thresholds: float32 `[layers, 7]`, `|x| > t` is kept; >= 0 and finite, except that TEAL's signed rule
-        (parity mode) may make one negative, which then drops nothing.
+      thresholds: float32 `[layers, 7]`, what is above is kept; >= 0 and finite, except that TEAL's signed rule
+        (parity mode) may make one negative, which then drops nothing. 0 where the gate reads none.
       target: the model sparsity asked for, in [0, 1).
       method: how the target was shared out (`"greedy"`, `"uniform"`).
       fingerprint: `ModelConfig.fingerprint` of the model it is for.
       projection_sizes: weights of each projection, the weights of the mean.
       model: name of that model, for people.
       notes: free facts about its making (calibration text, tokens, seed, layers that fell back to uniform).
+      gate: `"threshold"`: score > threshold; `"top_k"`: the `round((1 - sparsity) d_in)` largest scores of each token;
+        `"gate_output"`: CATS, thresholds of up's column act on |silu(gate_proj x)|.
+      score: of a channel; None: |x_i|.
+      arrays: by name, `"bias.3.down"`: what is added to or done around projection `down` of layer 3. Names are
+        `bias` `[d_out]`, `scale` `[d_in]`, `centre` `[d_in]`, `low_rank_a` `[d_in, rank]`, `low_rank_b`
+        `[rank, d_out]`, and `rotation` `[d_in, d_in]`, which stands under the first projection of its site for all
+        of them.
     """
 
     sparsity: np.ndarray
@@ -52,6 +95,9 @@ class SparsityPlan:
     projection_sizes: tuple[int, ...]
     model: str = "model"
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    gate: str = "threshold"
+    score: Score | None = None
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         for name, dtype in (("sparsity", np.float64), ("thresholds", np.float32)):
@@ -71,6 +117,14 @@ class SparsityPlan:
             raise PlanError(f"plan.sparsity must be >= 0, got {self.sparsity.min()}")
         if len(self.projection_sizes) != len(PROJECTIONS):
             raise PlanError(f"plan.projection_sizes must name 7 sizes, got {len(self.projection_sizes)}")
+        if self.gate not in GATES:
+            raise PlanError(f"plan.gate must be one of {', '.join(GATES)}, got {self.gate!r}")
+        if isinstance(self.score, dict):
+            object.__setattr__(self, "score", Score(**self.score))
+        for name in self.arrays:
+            kind, _, projection = array_place(name, self.num_layers)
+            if kind == "rotation" and SITE_OF_PROJECTION.index(SITE_OF_PROJECTION[projection]) != projection:
+                raise PlanError(f"plan.arrays: a rotation stands under q, o, gate or down, got {name!r}")
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -101,11 +155,31 @@ class SparsityPlan:
                 hint="allocate a plan for this model",
             )
 
+    @property
+    def extra_weights(self) -> int:
+        """Matrix entries that every token reads beside the kept rows: low rank and rotations, in all layers."""
+        return sum(array.size for array in self.arrays.values() if array.ndim == 2)
+
+    @property
+    def extra_vectors(self) -> int:
+        """Entries of vectors that every token reads: biases, scales, and a centre with the bias it needs."""
+        return sum(array.size for array in self.arrays.values() if array.ndim == 1)
+
+    @property
+    def reached(self) -> float:
+        """Share of the block weights that the plan means to leave unread: rows, less what its matrices read instead."""
+        return self.model_sparsity - self.extra_weights / (self.num_layers * sum(self.projection_sizes))
+
     def save(self, path: str | Path) -> Path:
-        """Write the plan as JSON; returns the path."""
+        """Write the plan as JSON, and its arrays, if any, to a .arrays.npz of the same stem; returns the path."""
         path = Path(path)
         aside = path.with_name(path.name + ".part")
         try:
+            if self.arrays:
+                with aside.open("wb") as file:
+                    arrays: dict[str, Any] = dict(self.arrays)
+                    np.savez(file, **arrays)
+                aside.replace(arrays_path(path))
             aside.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
             aside.replace(path)
         except OSError as error:
@@ -117,8 +191,9 @@ class SparsityPlan:
         """The plan as JSON-ready values."""
         # Seven significant digits name a float32 threshold nearly, nine exactly.
         thresholds = [[float(f"{t:.9g}") for t in row] for row in self.thresholds.tolist()]
-        return {
-            "format_version": FORMAT_VERSION,
+        plain = self.gate == "threshold" and self.score is None and not self.arrays
+        fields = {
+            "format_version": 1 if plain else FORMAT_VERSION,
             "model": self.model,
             "fingerprint": self.fingerprint,
             "method": self.method,
@@ -130,6 +205,11 @@ class SparsityPlan:
             "thresholds": thresholds,
             "notes": self.notes,
         }
+        if not plain:
+            fields["gate"] = self.gate
+            fields["score"] = None if self.score is None else dataclasses.asdict(self.score)
+            fields["arrays"] = {"digest": _digest(self.arrays), "count": len(self.arrays)} if self.arrays else None
+        return fields
 
     @classmethod
     def load(cls, path: str | Path) -> "SparsityPlan":
@@ -141,11 +221,14 @@ class SparsityPlan:
             raise PlanError(f"no plan at {path}", hint="make one: teal allocate") from error
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise PlanError(f"{path} is not a plan: {error}") from error
-        return cls.from_dict(fields, source=str(path))
+        arrays = _read_arrays(path) if isinstance(fields, dict) and fields.get("arrays") else None
+        return cls.from_dict(fields, arrays, source=str(path))
 
     @classmethod
-    def from_dict(cls, fields: Any, *, source: str = "the plan") -> "SparsityPlan":
-        """The plan that `to_dict` wrote; `source` names it in errors."""
+    def from_dict(
+        cls, fields: Any, arrays: Mapping[str, np.ndarray] | None = None, *, source: str = "the plan"
+    ) -> "SparsityPlan":
+        """The plan that `to_dict` wrote, with the arrays it had; `source` names it in errors."""
         if not isinstance(fields, dict) or "format_version" not in fields:
             raise PlanError(f"{source} is not a sparsity plan: no format_version")
         version = fields["format_version"]
@@ -156,9 +239,58 @@ class SparsityPlan:
             )
         if fields.get("projections") != list(PROJECTIONS):
             raise PlanError(f"{source}: projections must be {' '.join(PROJECTIONS)}, got {fields.get('projections')}")
-        names = [field.name for field in dataclasses.fields(cls)]
+        later = {"gate": "threshold", "score": None, "arrays": None}
+        names = [field.name for field in dataclasses.fields(cls) if field.name not in later]
         if missing := [name for name in names if name not in fields]:
             raise PlanError(f"{source} lacks {', '.join(missing)}")
         values: dict[str, Any] = {name: fields[name] for name in names}
         values["projection_sizes"] = tuple(values["projection_sizes"])
+        values |= {name: fields.get(name, default) for name, default in later.items()}
+        expected = (values["arrays"] or {}).get("digest")
+        if expected is not None and (arrays is None or _digest(arrays) != expected):
+            found = "none were given" if arrays is None else "these are another plan's"
+            raise PlanError(f"{source} needs its arrays: {found}", hint="keep the .arrays.npz beside the plan's .json")
+        values["arrays"] = dict(arrays or {})
         return cls(**values)
+
+
+def array_name(kind: str, layer: int, projection: int) -> str:
+    """The name of an array in a plan: `"bias.3.down"`."""
+    return f"{kind}.{layer}.{PROJECTIONS[projection]}"
+
+
+def array_place(name: str, num_layers: int) -> tuple[str, int, int]:
+    """Kind, layer and projection of a named array; raises `PlanError` where it is no such name."""
+    kind, _, place = name.partition(".")
+    layer, _, projection = place.partition(".")
+    if kind not in ARRAYS or not layer.isdecimal() or int(layer) >= num_layers or projection not in PROJECTIONS:
+        raise PlanError(
+            f"plan.arrays: expected names like bias.0.down of {', '.join(ARRAYS)} and {num_layers} layers, got {name!r}"
+        )
+    return kind, int(layer), PROJECTIONS.index(projection)
+
+
+def arrays_path(path: Path) -> Path:
+    """Where the arrays of the plan at `path` lie."""
+    return path.with_name(f"{path.stem}.arrays.npz")  # not .npz: a calibration may lie there
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """16 hex digits over names, shapes and values."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()[:16]
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    path = arrays_path(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError as error:
+        raise PlanError(f"the plan's arrays are missing: no {path}", hint="keep it beside the plan's .json") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise PlanError(f"{path} does not hold a plan's arrays: {error}") from error

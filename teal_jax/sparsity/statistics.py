@@ -28,6 +28,7 @@ class Calibration:
       notes: how it was made.
       signed: per layer and site, the reference's histograms; only under `threshold_rule="signed"`.
       path: the greedy path, filled by the first greedy allocation, so that another target is a look-up.
+      memo: what other methods found out on the way to a first plan, for the next target; not saved.
     """
 
     config: ModelConfig
@@ -36,6 +37,7 @@ class Calibration:
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
     signed: list[list[SignedHistogram]] | None = None
     path: GreedyPath | None = None
+    memo: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @property
     def threshold_rule(self) -> str:

@@ -194,6 +194,13 @@ def test_published_files_of_another_model_are_refused(fixtures, tmp_path):
     assert not (tmp_path / "plan.json").exists()
 
 
+def test_published_files_know_two_methods(fixtures, tmp_path):
+    published = ("--from-teal", fixtures / "teal_published", "-s", 0.5, "-o", tmp_path / "plan.json")
+    run = teal("allocate", fixtures / "tiny_llama3", *published, "--method", "learned")
+    assert run.exit_code == 2, run.output
+    assert not (tmp_path / "plan.json").exists()
+
+
 def test_generate_streams_and_repeats_itself(saved):
     sampled = ("--temp", 0.8, "--top-k", 20, "--seed", 3)
     first = ok(teal("generate", saved, "-p", PROMPT, "-n", 12, *sampled))

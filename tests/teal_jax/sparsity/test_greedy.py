@@ -89,7 +89,7 @@ def test_the_recorded_errors_are_the_block_errors(lm, calibration):
 
 @pytest.mark.parametrize("target", [0.0, 0.123, 0.4, 0.65, 0.8])
 def test_any_target_is_a_look_up(lm, calibration, target, monkeypatch):
-    monkeypatch.setattr("teal_jax.sparsity.allocation.greedy_path", lambda *a, **k: pytest.fail("searched again"))
+    monkeypatch.setattr("teal_jax.sparsity.methods.greedy.greedy_path", lambda *a, **k: pytest.fail("searched again"))
     plan = teal_jax.allocate(lm, calibration, target, settings=SETTINGS, progress=False)
     assert plan.model_sparsity == pytest.approx(target, abs=1e-9)
     assert plan.method == "greedy"

@@ -1,0 +1,52 @@
+"""Kullback-Leibler divergence of a sparse model from the dense one, per token, on calibration text."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from teal_jax.config import ModelConfig
+from teal_jax.model import LanguageModel, abstract_decoder, model_functions
+from teal_jax.nn.decoder import Observer
+from teal_jax.nn.gates import Dense, ModelGates, Threshold
+from teal_jax.sparsity.blocks import TOKENS_PER_BATCH
+from teal_jax.sparsity.statistics import Calibration
+
+
+def sample(calibration: Calibration) -> np.ndarray:
+    """Calibration rows for one batch, int32 `[rows, seq]`."""
+    return calibration.tokens[: max(1, TOKENS_PER_BATCH // calibration.tokens.shape[1])]
+
+
+def divergence(lm: LanguageModel, thresholds: np.ndarray, tokens: np.ndarray) -> float:
+    """Mean over tokens `[rows, seq]` of KL(dense || sparse), nats, for thresholds `[layers, 7]` of |x|."""
+    gates = Threshold(jnp.asarray(thresholds, jnp.float32))
+    return float(_divergence(lm.config)(lm.params["weights"], gates, jnp.asarray(tokens)))
+
+
+@functools.cache
+def _divergence(config: ModelConfig) -> Any:
+    def value(weights: dict[str, Any], gates: ModelGates, tokens: jax.Array) -> jax.Array:
+        dense, _ = log_probabilities(config, weights, Dense(), tokens)
+        sparse, _ = log_probabilities(config, weights, gates, tokens)
+        return mean_divergence(dense, sparse)
+
+    return jax.jit(value)
+
+
+def mean_divergence(dense: jax.Array, sparse: jax.Array) -> jax.Array:
+    """Mean of KL(dense || sparse) for log-probabilities `[rows, seq, vocab]`."""
+    return jnp.mean(jnp.sum(jnp.exp(dense) * (dense - sparse), axis=-1))
+
+
+def log_probabilities(
+    config: ModelConfig, weights: dict[str, Any], gates: ModelGates, tokens: jax.Array, observe: Observer | None = None
+) -> tuple[jax.Array, list[Any]]:
+    """Log-probabilities float32 `[rows, seq, vocab]`, every token gated; and what `observe` found."""
+    graphdef, _ = nnx.split(abstract_decoder(config))
+    params = {"weights": weights, "gates": gates}
+    x, found = model_functions(config).forward(params, tokens, jnp.ones(tokens.shape, bool), None, observe)
+    return jax.nn.log_softmax(nnx.merge(graphdef, weights).logits(x)), found

@@ -1,0 +1,35 @@
+"""Learned: thresholds and biases by autodiff, all at once. This library's own method.
+
+Soft gates, KL to the dense model, a budget on the weights read; see `teal_jax.sparsity.distil`. Of what others do it
+joins what costs nothing at decode time: allocation over all layers and projections (TEAL, arXiv 2408.14690, by greedy
+search; WAS and WiSparse, arXiv 2602.14452, by black-box search) and SPON's bias (arXiv 2512.12744); on request the norm
+of the row in the score (WINA, arXiv 2505.19427) with WiSparse's exponent, which then is learnt as well.
+"""
+
+import dataclasses
+
+from teal_jax.sparsity.distil import distil
+from teal_jax.sparsity.methods.choice import Choice, Task, flat
+from teal_jax.sparsity.plan import Score, array_name
+
+
+def choose(task: Task) -> Choice:
+    """From uniform thresholds; the sparsity of the plan is what its hard gates realised on the calibration text."""
+    start = task.calibration.thresholds(flat(task))
+    exponents = task.distil.exponents
+    found = distil(
+        task.lm,
+        task.calibration.tokens,
+        start,
+        task.target,
+        learn=("threshold", "bias", "exponent") if exponents else ("threshold", "bias"),
+        settings=task.distil,
+        progress=task.progress,
+    )
+    return Choice(
+        sparsity=found.sparsity,
+        thresholds=found.thresholds,
+        score=Score(norm=2, exponent=found.exponents.tolist()) if exponents else None,
+        arrays={array_name("bias", *place): bias for place, bias in found.biases.items()},
+        notes=dataclasses.asdict(task.distil) | {"divergence": found.divergence},
+    )
