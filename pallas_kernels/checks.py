@@ -30,7 +30,7 @@ def check_width(width: int) -> None:
 
 
 def check_cut(cut: Cut | None, d_in: int, segments: int | None = None) -> None:
-    """Raise unless `cut` has float32 thresholds `[layers, projections]`, `segments` of them picked, for `d_in` inputs."""
+    """Raise unless `cut` has float32 thresholds `[layers, projections]`, `segments` of them picked; scales `[d_in]`."""
     if cut is None:
         return
     shape = cut.thresholds.shape
@@ -79,7 +79,8 @@ def check_weights(
         if len(biases) != len(weights):
             raise ValueError(f"biases: expected one for each of {len(weights)} weights, got {len(biases)}")
         for bias, weight in zip(biases, weights, strict=True):
-            expect("biases", bias, weight.shape[1:], first.dtype)
+            wide = bias.dtype == jnp.float32  # the dtype of the sums will do as well
+            expect("biases", bias, weight.shape[1:], jnp.float32 if wide else first.dtype)
     check_rows(rows, first, len(weights))
     for name in ("columns", "warps"):
         check_power(name, getattr(tile, name))

@@ -59,7 +59,7 @@ def matvec(
       weights: `[d_in, d_out_s]` each, one dtype.
       counters: int32 zeros, one or more for each column tile; updated in place, zeros again afterwards.
       tile: how the work is cut.
-      biases: `[d_out_s]` each, added to the sums before they are rounded.
+      biases: `[d_out_s]` each, of the weights' dtype or float32, added to the sums before they are rounded.
       residual: `[batch, sum d_out]`, added after they are rounded.
       out_dtype: of y; None: of the weights.
       interpret: run as plain jax, on any device.

@@ -12,16 +12,19 @@ from pallas_kernels.matvec import matvec
 from pallas_kernels.norm import rms_norm_select
 from pallas_kernels.reference import matmul
 from pallas_kernels.tiles import COUNTERS, DecodeTiles, decode_tiles
-from teal_jax.config import ModelConfig
+from teal_jax.config import PROJECTIONS, ModelConfig
 from teal_jax.nn.cache import KVCache
-from teal_jax.nn.gates import Gate, Threshold
+from teal_jax.nn.compensation import Biased
+from teal_jax.nn.gates import ModelGates, Threshold
 from teal_jax.nn.rope import rotary_table
+
+type Matrices = tuple[jax.Array, ...]
 
 
 def fused_step(
     config: ModelConfig,
     weights: dict[str, Any],
-    gates: Gate,
+    gates: ModelGates,
     token: jax.Array,
     cache: KVCache,
     tiles: DecodeTiles | None = None,
@@ -33,7 +36,7 @@ def fused_step(
     Args:
       config: of the model.
       weights: nested dict, as in `LanguageModel.params["weights"]`.
-      gates: `Dense()` or a `Threshold` with `[layers, 7]` values.
+      gates: `Dense()`, or a `Threshold` with `[layers, 7]` values, with or without scales; or `Biased` of one.
       token: int32 `[batch]`, batch at most 8.
       cache: its arrays are updated in place where the caller's jit is given them.
       tiles: how each kernel is cut; None: `choose_tiles`.
@@ -49,7 +52,7 @@ def fused_step(
 def counting_step(
     config: ModelConfig,
     weights: dict[str, Any],
-    gates: Gate,
+    gates: ModelGates,
     token: jax.Array,
     cache: KVCache,
     tiles: DecodeTiles | None = None,
@@ -57,16 +60,29 @@ def counting_step(
     interpret: bool = False,
 ) -> tuple[jax.Array, KVCache, jax.Array]:
     """`fused_step`, and the rows of W that each projection read, int32 `[layers, 7]`."""
+    gates, given = (gates.gate, gates.bias) if isinstance(gates, Biased) else (gates, None)
     if tiles is None:
         tiles = choose_tiles(config, token.shape[0], dense=not isinstance(gates, Threshold))
-    thresholds = gates.value if isinstance(gates, Threshold) else None
+    thresholds, scale = (gates.value, gates.scale) if isinstance(gates, Threshold) else (None, None)
     counters = jnp.zeros((COUNTERS,), jnp.int32)
     cos, sin = (table[:, 0, 0] for table in rotary_table(cache.length[:, None], config.rope, config.head_dim))
     h = weights["embed"]["weight"][token]
     keys, values = list(cache.keys), list(cache.values)
 
     def cut(*projections: int) -> Cut | None:
-        return None if thresholds is None else Cut(thresholds, jnp.full((1,), i, jnp.int32), projections)
+        if thresholds is None:
+            return None
+        scales = None if scale is None else tuple(scale[i][p] for p in projections)
+        return Cut(thresholds, jnp.full((1,), i, jnp.int32), projections, scales)
+
+    def of(parameters: dict[str, Any], *projections: int) -> tuple[Matrices, Matrices | None]:
+        """Their matrices, and their biases where the model or the gates have some."""
+        own = [parameters[f"{PROJECTIONS[p]}_proj"] for p in projections]
+        biases = tuple(o["bias"] for o in own) if "bias" in own[0] else None
+        if given is not None:
+            more = [given[i][p] for p in projections]
+            biases = tuple(more) if biases is None else tuple(b + m for b, m in zip(biases, more, strict=True))
+        return tuple(o["weight"] for o in own), biases
 
     kept: list[jax.Array] = []
 
@@ -86,24 +102,24 @@ def counting_step(
 
         rows = norm(layer["attn_norm"], cut(0, 1, 2))
         note(rows, config.d_model, 3)
-        matrices, biases = of(attn, "q_proj", "k_proj", "v_proj")
+        matrices, biases = of(attn, 0, 1, 2)
         qkv, counters = matvec(rows, matrices, counters, biases=biases, tile=tiles.qkv, interpret=interpret)
         rows, keys[i], values[i], counters = decode_attention(
             qkv, (cos, sin), cache.length, keys[i], values[i], counters, cut(3),
             num_heads=config.num_heads, window=config.sliding_window, interpret=interpret,
         )  # fmt: skip
         note(rows, config.num_heads * config.head_dim)
-        matrices, biases = of(attn, "o_proj")
+        matrices, biases = of(attn, 3)
         h, counters = matvec(rows, matrices, counters, biases=biases, residual=h, tile=tiles.o, interpret=interpret)
 
         rows = norm(layer["mlp_norm"], cut(4, 5))
         note(rows, config.d_model, 2)
-        matrices, biases = of(mlp, "gate_proj", "up_proj")
+        matrices, biases = of(mlp, 4, 5)
         rows, counters = gate_up(
             rows, matrices, counters, cut(6), biases=biases, tile=tiles.gate_up, interpret=interpret
         )
         note(rows, config.d_mlp)
-        matrices, biases = of(mlp, "down_proj")
+        matrices, biases = of(mlp, 6)
         h, counters = matvec(rows, matrices, counters, biases=biases, residual=h, tile=tiles.down, interpret=interpret)
 
     x = norm(weights["final_norm"], None)
@@ -120,10 +136,3 @@ def choose_tiles(config: ModelConfig, batch: int, *, dense: bool = False) -> Dec
     """The tiles of a model's decode step."""
     attn, attn_kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     return decode_tiles(config.d_model, config.d_mlp, attn, attn_kv, config.vocab_size, batch=batch, dense=dense)
-
-
-def of(parameters: dict[str, Any], *names: str) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...] | None]:
-    """The matrices of the named projections, and their biases where they have some."""
-    matrices = tuple(parameters[name]["weight"] for name in names)
-    biased = "bias" in parameters[names[0]]
-    return matrices, tuple(parameters[name]["bias"] for name in names) if biased else None

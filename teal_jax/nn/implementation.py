@@ -5,6 +5,7 @@ import jax
 from pallas_kernels.support import Implementation as Implementation
 from pallas_kernels.support import use_pallas
 from teal_jax.config import ModelConfig
+from teal_jax.nn.compensation import Biased
 from teal_jax.nn.gates import Dense, ModelGates, Threshold
 
 MAX_HEAD_DIM = 256
@@ -25,7 +26,6 @@ def use_fused_step(
     reason = None
     if config.head_dim > MAX_HEAD_DIM:
         reason = f"they take head_dim <= {MAX_HEAD_DIM}, got {config.head_dim}"
-    elif not (gates is None or isinstance(gates, Dense) or (isinstance(gates, Threshold) and gates.scale is None)):
-        scaled = " with a scale" if isinstance(gates, Threshold) else ""
-        reason = f"they take Dense gates and Threshold without a scale, got {type(gates).__name__}{scaled}"
+    elif not isinstance(gates.gate if isinstance(gates, Biased) else gates, Dense | Threshold | None):
+        reason = f"they take Dense gates, Threshold, and Biased of those, got {type(gates).__name__}"
     return use_pallas(implementation, dtype, batch, reason)

@@ -47,3 +47,30 @@ def test_a_channel_at_its_threshold_is_dropped():
 def test_thresholds_are_not_rounded_to_bfloat16():
     x = jnp.asarray([[0.80078125]], jnp.bfloat16)  # what 0.8 would round to
     assert select(x, Cut.of([0.8]), width=1, interpret=True).count[0, 0] == 1
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_scales_weigh_what_is_compared_and_not_what_is_listed(batch):
+    rng = np.random.default_rng(0)
+    x, scales = rng.normal(size=(batch, 40)).astype(np.float32), rng.uniform(0.1, 4, (2, 40)).astype(np.float32)
+    cut = Cut.of([0.8, 1.6], tuple(jnp.asarray(scale) for scale in scales))
+    rows = select(jnp.asarray(x), cut, width=16, interpret=True)
+    assert same_bits(rows, select_reference(jnp.asarray(x), cut.values, 16, cut.scales))
+    for segment, threshold in enumerate([0.8, 1.6]):
+        keep = np.abs(x * scales[segment]) > np.float32(threshold)
+        found = np.zeros_like(x)
+        for which in range(3):
+            count = int(rows.count[segment, which])
+            found[:, np.asarray(rows.index[segment, which, :count])] = rows.value[segment, which, :, :count]
+        np.testing.assert_array_equal(found, np.where(keep, x, 0))
+        assert int(rows.count[segment].sum()) == keep.any(axis=0).sum()
+
+
+def test_scales_that_do_not_fit_are_refused():
+    x = jnp.ones((1, 8))
+    with pytest.raises(ValueError, match="scales: expected one for each of 1 segments, got 2"):
+        select(x, Cut.of([0.5], (jnp.ones(8), jnp.ones(8))), interpret=True)
+    with pytest.raises(ValueError, match=r"scales: expected \(8,\), got \(7,\)"):
+        select(x, Cut.of([0.5], (jnp.ones(7),)), interpret=True)
+    with pytest.raises(TypeError, match="scales: expected float32, got bfloat16"):
+        select(x, Cut.of([0.5], (jnp.ones(8, jnp.bfloat16),)), interpret=True)

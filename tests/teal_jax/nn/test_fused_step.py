@@ -16,8 +16,9 @@ from pallas_kernels.tiles import DecodeTiles, Tile
 from teal_jax.config import ModelConfig, RopeConfig
 from teal_jax.model import model_functions
 from teal_jax.nn.cache import KVCache
+from teal_jax.nn.compensation import Biased
 from teal_jax.nn.fused_step import choose_tiles, counting_step, fused_step
-from teal_jax.nn.gates import Dense, Gate, Threshold
+from teal_jax.nn.gates import Dense, ModelGates, Threshold
 from teal_jax.nn.implementation import use_fused_step
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,6 +36,7 @@ TINY = ModelConfig(
     rope=RopeConfig(theta=1000.0),
 )
 BIASED = dataclasses.replace(TINY, attention_bias=True, mlp_bias=True, tie_embeddings=True)
+THREE = dataclasses.replace(TINY, num_heads=6)  # a list of 48 channels, filled up to 64
 WINDOWED = dataclasses.replace(TINY, sliding_window=6)
 
 
@@ -59,12 +61,38 @@ def thresholds(config: ModelConfig) -> Threshold:
     return Threshold(jnp.asarray(rng.uniform(0.05, 0.6, (config.num_layers, 7)), jnp.float32))
 
 
+def scaled(config: ModelConfig) -> Threshold:
+    return dataclasses.replace(thresholds(config), scale=vectors(config, 0, 0.3, 3.0))
+
+
+def with_bias(gates: Threshold, config: ModelConfig) -> Biased:
+    return Biased(gates, vectors(config, 1, -0.2, 0.2))
+
+
+def vectors(config: ModelConfig, axis: int, low: float, high: float):
+    """A vector for every projection, as long as its inputs (axis 0) or outputs (1)."""
+    rng = np.random.default_rng(1)
+    return tuple(
+        tuple(jnp.asarray(rng.uniform(low, high, shape[axis]), jnp.float32) for shape in config.projection_shapes)
+        for _ in range(config.num_layers)
+    )
+
+
 @pytest.mark.parametrize(
     ("config", "gates"),
-    [(TINY, Dense()), (TINY, thresholds(TINY)), (BIASED, thresholds(BIASED)), (WINDOWED, thresholds(WINDOWED))],
-    ids=["dense", "sparse", "biases and tied", "sliding window"],
+    [
+        (TINY, Dense()),
+        (TINY, thresholds(TINY)),
+        (BIASED, thresholds(BIASED)),
+        (WINDOWED, thresholds(WINDOWED)),
+        (TINY, scaled(TINY)),
+        (BIASED, with_bias(scaled(BIASED), BIASED)),
+        (TINY, with_bias(thresholds(TINY), TINY)),
+        (THREE, scaled(THREE)),
+    ],
+    ids=["dense", "sparse", "biases and tied", "sliding window", "scaled", "scaled, two biases", "biased", "odd heads"],
 )
-def test_float32_gives_the_same_logits_and_tokens(config: ModelConfig, gates: Gate):
+def test_float32_gives_the_same_logits_and_tokens(config: ModelConfig, gates: ModelGates):
     lm = model(config)
     params = lm.params | {"gates": gates}
     prompt = jnp.asarray([[1, 2, 3, 4], [5, 6, 7, 8]])

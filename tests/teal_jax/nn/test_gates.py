@@ -167,10 +167,11 @@ def test_scoring_and_decoding_agree_for_every_kind(kind):
 
 def test_the_kernels_refuse_gates_that_they_do_not_take(monkeypatch):
     monkeypatch.setattr("pallas_kernels.support.why_not", lambda: None)
-    plain, scaled = Threshold(jnp.zeros((2, 7))), Threshold(jnp.zeros((2, 7)), scale=((),))
-    assert use_fused_step(TINY, None, jnp.float32, 1, plain)
-    assert use_fused_step(TINY, None, jnp.float32, 1, Dense())
-    for gates in (scaled, TopK(jnp.zeros((2, 7), jnp.int32)), Gates(())):
+    plain = Threshold(jnp.zeros((2, 7)))
+    for gates in (plain, dataclasses.replace(plain, scale=((), ())), Biased(plain, ((), ())), Dense()):
+        assert use_fused_step(TINY, None, jnp.float32, 1, gates)
+    top = TopK(jnp.zeros((2, 7), jnp.int32))
+    for gates in (top, Biased(top, ((), ())), Gates(())):
         assert not use_fused_step(TINY, None, jnp.float32, 1, gates)
-        with pytest.raises(NotImplementedError, match="they take Dense gates and Threshold without a scale"):
+        with pytest.raises(NotImplementedError, match="they take Dense gates, Threshold, and Biased of those, got "):
             use_fused_step(TINY, "pallas", jnp.float32, 1, gates)
