@@ -150,7 +150,7 @@ class Evaluation:
             self._settings,
             calibration=calibration,
             shared=shared,
-            command=shlex.join(["teal", *sys.argv[1:]]),
+            command=_command(sys.argv[1:]),
             hardware=device_name(),
             seeds={"calibration": self._settings.seed, "sampling and bootstrap": self._settings.seed},
             notes=notes,
@@ -210,7 +210,10 @@ def show(
     about = (
         f"{report.protocol}; {report.tokens:,} tokens scored; {report.facts['dtype']}; read: weights, lm_head included"
     )
-    shown: list[Any] = [evaluation_table(report, f"What sparsity costs {report.model}"), about]
+    shown: list[Any] = [
+        evaluation_table(report, title=f"What sparsity costs {report.model}", width=session.stdout.width),
+        about,
+    ]
     shown += [
         f"{name} at {target}: log perplexity {difference}" + (f", {excess} of the excess" if excess else "")
         for name, target, difference, excess in versus_columns(report)
@@ -231,6 +234,12 @@ def _plot(report: "EvaluationReport", path: Path) -> Path:
         if row["target"] > 0:
             curves.setdefault(row["method"], []).append((row["realised"], row["ppl"]))
     return plot_perplexity(curves, path, dense=report.rows[0]["ppl"], title=f"Perplexity of {report.model}")
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command as it was given, of absolute paths the last part: a report travels, a machine's folders do not."""
+    shown = [Path(argument).name if Path(argument).is_absolute() else argument for argument in arguments]
+    return shlex.join(["teal", *shown])
 
 
 def _file_digest(path: Path) -> str | None:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from teal_jax.config import SITES
-from teal_jax.sparsity.histogram import NUM_BINS, bin_edges
+from teal_jax.sparsity.histogram import bin_edges
 from teal_jax.sparsity.statistics import Calibration
 
 DENSITY_BINS = 60
@@ -45,10 +45,10 @@ class ActivationFit:
 
 
 def fit_sites(calibration: Calibration) -> list[ActivationFit]:
-    """A fit of every layer and site, in order; sites where nothing was counted are left out."""
+    """A fit of every layer and site, in order; sites where nothing but 0 was counted are left out."""
     fits = []
     for layer, row in enumerate(calibration.counts):
-        fits += [fit_site(layer, site, counts) for site, counts in zip(SITES, row, strict=True) if counts.any()]
+        fits += [fit_site(layer, site, counts) for site, counts in zip(SITES, row, strict=True) if counts[1:].any()]
     return fits
 
 
@@ -62,12 +62,12 @@ def fit_site(layer: int, site: str, counts: np.ndarray) -> ActivationFit:
     Raises:
       ValueError: every value is 0.
     """
-    edges = bin_edges().astype(np.float64)
-    finite = np.isfinite(edges)
-    finite[np.flatnonzero(finite)[-1]] = False  # its upper edge is infinite
-    lower, upper = edges[finite], edges[1:][finite[: NUM_BINS - 1]]
-    counts = counts[finite].astype(np.float64)
-    total, middle = counts.sum(), (lower + upper) / 2
+    edges = bin_edges()
+    edges = edges[np.isfinite(edges)].astype(np.float64)
+    upper = edges[1:]
+    counts = counts[: len(upper)].astype(np.float64)
+    total, middle = counts.sum(), (edges[:-1] + upper) / 2
+    middle[0] = 0.0  # of the values in the lowest bin
     scale = math.sqrt(counts @ middle**2 / total)
     breadth = float(counts @ middle / total)
     if scale == 0 or breadth == 0:

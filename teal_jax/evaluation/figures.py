@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from teal_jax.config import PROJECTIONS, SITES
+from teal_jax.config import PROJECTIONS, SITE_OF_PROJECTION, SITES
 from teal_jax.evaluation.report import EvaluationReport
 from teal_jax.evaluation.svg import FAINT, GLYPHS, INK, SERIES, drawing
 from teal_jax.plots import MARKERS, plain_log_ticks
@@ -85,7 +85,10 @@ def quality_figures(report: EvaluationReport) -> list[FigureOf]:
                 ),
             )
         )
-        captions.append(f"{report.settings['ngram']}-grams of {kind} text that occurred before in it. Dashed: dense.")
+        captions.append(
+            f"{report.settings['ngram']}-grams of {kind} text that occurred before in it. Dashed: dense; more is going "
+            "in circles, much less is falling apart."
+        )
     return [FigureOf(svg, caption) for svg, caption in zip(found, captions, strict=True)]
 
 
@@ -119,6 +122,8 @@ def _curves(
                 continue
             x, y = (np.array([point[i] for point in points], float) for i in (0, 1))
             low, high = (np.array([p[2][i] if p[2] else p[1] for p in points], float) for i in (0, 1))
+            if dense is not None:
+                axes.plot([0, x[0]], [dense, y[0]], color=style.colour, linestyle=style.line, linewidth=1, alpha=0.6)
             axes.errorbar(
                 x,
                 y,
@@ -137,6 +142,8 @@ def _curves(
         axes.set_xlabel("realised sparsity, %")
         axes.set_ylabel(unit)
         axes.set_xlim(left=0)
+        if not log:
+            axes.set_ylim(bottom=0)
         axes.grid(axis="y")
     return drawn.svg
 
@@ -212,11 +219,12 @@ def activation_figures(report: EvaluationReport) -> list[FigureOf]:
             continue
         chosen = sorted({round(i) for i in np.linspace(0, len(fits) - 1, min(_SHOWN_LAYERS, len(fits)))})
         label = f"Histogram of activations at {site}, with fitted Gaussian and Laplace"
-        with drawing(f"activations-{site}", label, 2.6 * len(chosen), 2.6, columns=len(chosen)) as drawn:
+        with drawing(f"activations-{site}", label, 2.3 * len(chosen), 2.5, columns=len(chosen)) as drawn:
             for axes, i in zip(drawn.axes, chosen, strict=True):
                 _histogram(axes, fits[i])
             drawn.axes[0].set_ylabel("density of |x|")
-        found.append(FigureOf(drawn.svg, site))
+        fed = ", ".join(name for name, i in zip(PROJECTIONS, SITE_OF_PROJECTION, strict=True) if SITES[i] == site)
+        found.append(FigureOf(drawn.svg, f"{site}: the input of {fed}"))
     return found
 
 

@@ -8,6 +8,8 @@ from rich.table import Table
 from teal_jax.evaluation.report import EvaluationReport
 from teal_jax.tables import percent, size
 
+_FIRST_TO_GO = ("(sampled)", "bits/byte", "repeats", "x dense", "read", "top-1")
+
 
 class Column(NamedTuple):
     """A heading, what it means, and by row the value and its interval; "" where there is none."""
@@ -77,24 +79,31 @@ def versus_columns(report: EvaluationReport) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def evaluation_table(report: EvaluationReport, title: str = "") -> Table:
-    """The report on a terminal: values, and the intervals of perplexity."""
-    table = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
-    columns = columns_of(report)
-    table.add_column("method", no_wrap=True)
-    table.add_column("target", justify="right", no_wrap=True)
-    for column in columns:
-        table.add_column(column.heading, justify="right", no_wrap=True)
+def evaluation_table(report: EvaluationReport, *, title: str = "", width: int = 100) -> Table:
+    """The report on a terminal of `width` letters; columns that do not fit are left to the page, the last first."""
     rows = report.rows
+    texts = {column.heading: [_joined(column, i) for i in range(len(rows))] for column in columns_of(report)}
+    texts = {
+        "method": [row["method"] for row in rows],
+        "target": ["" if row["target"] == 0 else f"{100 * row['target']:g} %" for row in rows],
+        **texts,
+    }
+    for heading in _FIRST_TO_GO:
+        if sum(2 + max(map(len, [name, *cells])) for name, cells in texts.items()) <= width:
+            break
+        texts.pop(heading, None)
+    table = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for heading in texts:
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for i, row in enumerate(rows):
-        cells = []
-        for column in columns:
-            value, interval = column.cells[i]
-            cells.append(f"{value} {interval}".strip() if column.heading in ("ppl", "read") else value)
-        target = percent(row["target"]) if row["target"] > 0 else ""
         last = i + 1 < len(rows) and rows[i + 1]["target"] != row["target"]
-        table.add_row(row["method"], target, *cells, end_section=last)
+        table.add_row(*(cells[i] for cells in texts.values()), end_section=last)
     return table
+
+
+def _joined(column: Column, i: int) -> str:
+    value, interval = column.cells[i]
+    return f"{value} {interval}" if column.heading == "ppl" and interval else value
 
 
 def _span(interval: Any, form: str) -> str:
