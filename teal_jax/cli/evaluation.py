@@ -203,7 +203,7 @@ def show(
     """Write `stem`.json (not `again`) and `stem`.html into `folder`; the table and their paths are the result."""
     from teal_jax.evaluation.page import write_page
     from teal_jax.evaluation.run_directory import write_json
-    from teal_jax.evaluation.table import evaluation_table, versus_columns
+    from teal_jax.evaluation.table import against_table, evaluation_table
 
     paths = [] if again else [write_json(folder / f"{stem}.json", report.to_dict())]
     paths.append(write_page(report, folder / f"{stem}.html"))
@@ -214,10 +214,8 @@ def show(
         evaluation_table(report, title=f"What sparsity costs {report.model}", width=session.stdout.width),
         about,
     ]
-    shown += [
-        f"{name} at {target}: log perplexity {difference}" + (f", {excess} of the excess" if excess else "")
-        for name, target, difference, excess in versus_columns(report)
-    ]
+    against = against_table(report)
+    shown += [] if against is None else [against]
     shown += [f"note: {note}" for note in report.notes]
     values = report.to_dict() | {"files": [str(path) for path in paths]}
     if plot is not None:

@@ -13,6 +13,9 @@ from teal_jax.plots import MARKERS, plain_log_ticks
 _NUMBERED_LAYERS = 16
 """The most layers whose heat map has room for numbers."""
 
+_FEW = 6
+"""The most methods whose intervals are told apart."""
+
 _SHOWN_LAYERS = 3
 """Layers whose histograms are drawn: the first, the middle and the last."""
 
@@ -111,6 +114,7 @@ def _curves(
     dense = read(report.rows[0])[0]
     with drawing(name, f"{title} over realised sparsity, by method", 4.6, 3.2) as drawn:
         axes, values = drawn.axes[0], []
+        few = len(method_styles(report)) <= _FEW
         if dense is not None:
             axes.axhline(dense, color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
             values.append(dense)
@@ -131,8 +135,8 @@ def _curves(
                 color=style.colour,
                 marker=style.marker,
                 linestyle=style.line,
-                capsize=2.5,
-                elinewidth=1,
+                capsize=2.5 if few else 0,
+                elinewidth=1 if few else 0.5,
             )
             values += y.tolist()
         if log and min(values) > 0 and max(values) > 4 * min(values):
@@ -159,7 +163,7 @@ def depth_figures(report: EvaluationReport) -> list[FigureOf]:
                 for row in report.rows:
                     if row["method"] == method and row["target"] == target:
                         errors = row["depth_error"]
-                        few = style.marker if len(errors) <= 2 * _NUMBERED_LAYERS else ""
+                        few = style.marker if len(errors) <= _NUMBERED_LAYERS else ""
                         axes.plot(range(len(errors)), errors, color=style.colour, linestyle=style.line, marker=few)
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set_title(f"At {percent}")

@@ -7,7 +7,7 @@ from teal_jax.config import SITES
 from teal_jax.errors import ArtifactError
 from teal_jax.evaluation import figures
 from teal_jax.evaluation.report import EvaluationReport
-from teal_jax.evaluation.table import columns_of, method_name, versus_columns
+from teal_jax.evaluation.table import against_one, columns_of, method_name
 from teal_jax.tables import size
 
 _TEMPLATES = Path(__file__).parent
@@ -31,7 +31,7 @@ def render(report: EvaluationReport) -> str:
     return environment.get_template("page.html.j2").render(
         report=report,
         columns=columns_of(report),
-        versus=versus_columns(report),
+        against=against_one(report),
         styles=figures.method_styles(report),
         quality=figures.quality_figures(report),
         depth=figures.depth_figures(report),

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from teal_jax.evaluation.report import EvaluationReport
 from teal_jax.tables import percent, size
@@ -35,19 +36,17 @@ def columns_of(report: EvaluationReport) -> list[Column]:
             f"{100 * report.settings['tolerance']:g} points",
             [(sparse(r, percent(r["realised"]) + ("" if r["reached"] else " !")), "") for r in rows],
         ),
-        Column(
-            "ppl", "perplexity of the text", [(f"{r['ppl']:,.3f}", _span(r["ppl_interval"], "{:,.2f}")) for r in rows]
-        ),
+        Column("ppl", "perplexity of the text", [(_number(r["ppl"]), _span(r["ppl_interval"])) for r in rows]),
         Column(
             "x dense",
             "perplexity over the dense model's, paired",
-            [(sparse(r, f"{r['ratio']:,.3f}"), sparse(r, _span(r["ratio_interval"], "{:,.2f}"))) for r in rows],
+            [(sparse(r, _number(r["ratio"])), sparse(r, _span(r["ratio_interval"]))) for r in rows],
         ),
     ]
     if rows[0]["bits_per_byte"] is not None:
-        cells = [(f"{r['bits_per_byte']:.3f}", _span(r["bits_per_byte_interval"], "{:.3f}")) for r in rows]
+        cells = [(_number(r["bits_per_byte"]), _span(r["bits_per_byte_interval"])) for r in rows]
         found.append(Column("bits/byte", "bits of all scored tokens over the bytes of their text", cells))
-    cells = [(sparse(r, f"{r['kl']:.4f}"), sparse(r, _span(r["kl_interval"], "{:.3f}"))) for r in rows]
+    cells = [(sparse(r, _number(r["kl"])), sparse(r, _span(r["kl_interval"]))) for r in rows]
     found.append(Column("KL", "KL(dense || sparse), nats a token", cells))
     if rows[0]["agreement"] is not None:
         cells = [(sparse(r, _share(r["agreement"])), sparse(r, _shares(r["agreement_interval"]))) for r in rows]
@@ -62,21 +61,61 @@ def columns_of(report: EvaluationReport) -> list[Column]:
     return [*found, Column("read", meaning, cells)]
 
 
-def versus_columns(report: EvaluationReport) -> list[tuple[str, str, str, str]]:
-    """Per comparison: method, target, difference in log perplexity, and share of the excess; with intervals."""
-    found = []
-    for pair in report.comparisons:
-        span = _span(pair["difference_interval"], "{:+.3f}")
-        ratio, spread = pair["excess_ratio"], _span(pair["excess_ratio_interval"], "{:.2f}")
-        found.append(
-            (
-                f"{pair['method']} against {pair['against']}",
-                f"{100 * pair['target']:g} %",
-                f"{pair['difference']:+.4f} {span}".strip(),
-                "" if ratio is None else f"{ratio:.3f} {spread}".strip(),
-            )
-        )
-    return found
+class Against(NamedTuple):
+    """Every other method against one: by method and target, the share of its loss that is left, and the difference.
+
+    `cells` by method, one a target: the share of the excess, the difference in log perplexity, whether it is the
+    least share of its target; None where nothing was compared.
+    """
+
+    method: str
+    targets: list[float]
+    cells: dict[str, list[tuple[str, str, bool] | None]]
+
+
+def against_one(report: EvaluationReport) -> Against | None:
+    """The comparisons as a matrix; None where there are none."""
+    if not report.comparisons:
+        return None
+    pairs = {(pair["method"], pair["target"]): pair for pair in report.comparisons}
+    methods = list(dict.fromkeys(method for method, _ in pairs))
+    targets = sorted({target for _, target in pairs})
+    # The other method's own share is 1.
+    least = {t: min([1.0, *(_excess(pairs, m, t) for m in methods)]) for t in targets}
+
+    def cell(method: str, target: float) -> tuple[str, str, bool] | None:
+        pair = pairs.get((method, target))
+        if pair is None:
+            return None
+        ratio, interval = pair["excess_ratio"], pair["excess_ratio_interval"]
+        span = "" if interval is None else f"[{interval[0]:.2f}, {interval[1]:.2f}]"
+        share = "" if ratio is None else f"{ratio:.2f} {span}".strip()
+        difference = f"{_number(pair['difference'], '+')} {_span(pair['difference_interval'], '+')}".strip()
+        return share, difference, ratio is not None and ratio == least[target]
+
+    cells = {method: [cell(method, target) for target in targets] for method in methods}
+    return Against(report.comparisons[0]["against"], targets, cells)
+
+
+def _excess(pairs: dict[tuple[str, float], dict[str, Any]], method: str, target: float) -> float:
+    ratio = pairs.get((method, target), {}).get("excess_ratio")
+    return float("inf") if ratio is None else ratio
+
+
+def against_table(report: EvaluationReport) -> Table | None:
+    """`against_one` on a terminal."""
+    found = against_one(report)
+    if found is None:
+        return None
+    title = f"Share left of what {found.method} loses against dense (log perplexity)"
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for target in found.targets:
+        table.add_column(f"{100 * target:g} %", justify="right", no_wrap=True)
+    for method, cells in found.cells.items():
+        shown = [cell or ("", "", False) for cell in cells]
+        table.add_row(method, *(Text(share, style="bold" if best else "") for share, _, best in shown))
+    return table
 
 
 def evaluation_table(report: EvaluationReport, *, title: str = "", width: int = 100) -> Table:
@@ -89,7 +128,7 @@ def evaluation_table(report: EvaluationReport, *, title: str = "", width: int = 
         **texts,
     }
     for heading in _FIRST_TO_GO:
-        if sum(2 + max(map(len, [name, *cells])) for name, cells in texts.items()) <= width:
+        if sum(3 + max(map(len, [name, *cells])) for name, cells in texts.items()) <= width:
             break
         texts.pop(heading, None)
     table = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
@@ -106,8 +145,14 @@ def _joined(column: Column, i: int) -> str:
     return f"{value} {interval}" if column.heading == "ppl" and interval else value
 
 
-def _span(interval: Any, form: str) -> str:
-    return "" if interval is None else f"[{form.format(interval[0])}, {form.format(interval[1])}]"
+def _number(value: float, sign: str = "") -> str:
+    """Three decimals below 10, fewer above; `sign` "+" shows it on positive numbers, too."""
+    decimals = next((d for d, limit in ((3, 10), (2, 100), (1, 1000)) if abs(value) < limit), 0)
+    return f"{value:{sign},.{decimals}f}"
+
+
+def _span(interval: Any, sign: str = "") -> str:
+    return "" if interval is None else f"[{_number(interval[0], sign)}, {_number(interval[1], sign)}]"
 
 
 def _share(value: float | None) -> str:

@@ -47,7 +47,7 @@ def test_it_leaves_a_report_and_says_where(evaluated):
     path, run = evaluated
     assert {"report.json", "report.html", "calibration.npz", "cells"} <= {file.name for file in path.iterdir()}
     assert str(path / "report.html") in run.stdout
-    assert all(word in run.stdout for word in ("greedy", "uniform", "60 %", "realised", "against greedy"))
+    assert all(word in run.stdout for word in ("greedy", "uniform", "60 %", "realised", "top-1", "what greedy loses"))
     assert "prompts are too few" in run.stdout
     assert "coarser than the library's default" in run.stdout
     assert "greedy 60 %: scoring" in run.stderr  # a bar
