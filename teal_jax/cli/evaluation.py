@@ -215,7 +215,8 @@ def show(
         about,
     ]
     against = against_table(report)
-    shown += [] if against is None else [against]
+    if against is not None:
+        shown += [against, "Loss: log perplexity over the dense model's, at the same target and on the same text."]
     shown += [f"note: {note}" for note in report.notes]
     values = report.to_dict() | {"files": [str(path) for path in paths]}
     if plot is not None:

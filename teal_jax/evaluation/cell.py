@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from teal_jax.decode.sampling import Greedy, Sampling
-from teal_jax.evaluation.comparison import compare
-from teal_jax.evaluation.generated import Prompted, agreement, continue_prompts, repeated_ngrams
+from teal_jax.evaluation.comparison import DenseSide, compare
+from teal_jax.evaluation.generated import Prompted, agreement, continue_prompts, dense_sides, repeated_ngrams
 from teal_jax.evaluation.settings import EvaluationSettings
 from teal_jax.evaluation.text import EvaluationText
 from teal_jax.evaluation.weight_bytes import weight_bytes
@@ -58,23 +58,38 @@ class Cell:
         return dataclasses.asdict(self)
 
 
-def measure(
-    method: str,
-    target: float,
-    dense: LanguageModel,
-    sparse: LanguageModel,
-    text: EvaluationText,
-    prompted: Prompted,
-    settings: EvaluationSettings,
-    *,
-    progress: bool = True,
-) -> Cell:
-    """Score, generate and count with `sparse`, which is `dense` under the plan of `method` for `target`."""
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What the cells of one sweep have in common.
+
+    Attributes:
+      text, prompted, settings: of the sweep.
+      scored: the dense model on the text. told: on its own continuations.
+    """
+
+    text: EvaluationText
+    prompted: Prompted
+    settings: EvaluationSettings
+    scored: DenseSide
+    told: list[tuple[DenseSide, list[int]]]
+
+    @classmethod
+    def of(
+        cls, dense: LanguageModel, text: EvaluationText, prompted: Prompted, settings: EvaluationSettings
+    ) -> "Shared":
+        """For a sweep of `dense`; nothing runs yet."""
+        return cls(text, prompted, settings, DenseSide(dense, text.layout), dense_sides(dense, prompted))
+
+
+def measure(method: str, target: float, sparse: LanguageModel, shared: Shared, *, progress: bool = True) -> Cell:
+    """Score, generate and count with `sparse`, the model under the plan of `method` for `target`."""
+    text, prompted, settings = shared.text, shared.prompted, shared.settings
     name = method if method == DENSE else f"{method} {100 * target:g} %"
     start = time.perf_counter()
-    found = compare(dense, sparse, text.layout, description=f"{name}: scoring", progress=progress)
+    found = compare(shared.scored, sparse, description=f"{name}: scoring", progress=progress)
     scored = time.perf_counter()
-    same, asked = agreement(dense, sparse, prompted, description=f"{name}: agreement", progress=progress)
+    count = len(prompted.prompts)
+    same, asked = agreement(shared.told, sparse, count, description=f"{name}: agreement", progress=progress)
     repetition, sample = {}, None
     for kind, sampler in (("greedy", Greedy()), ("sampled", Sampling(temperature=settings.temperature))):
         if not prompted.prompts:
@@ -98,7 +113,7 @@ def measure(
         documents=_sums(found.nll, found.kl, text.documents),
         windows=_sums(found.nll, found.kl, text.windows),
         realised=np.round(found.realised, 6).tolist(),
-        realised_sparsity=model_sparsity(dense.config, found.realised),
+        realised_sparsity=model_sparsity(sparse.config, found.realised),
         depth_error=[float(f"{error:.6g}") for error in found.depth_error],
         same=same.tolist(),
         asked=asked.tolist(),

@@ -8,7 +8,7 @@ import numpy as np
 
 from teal_jax.decode.generation import generate
 from teal_jax.decode.sampling import Greedy, Sampler
-from teal_jax.evaluation.comparison import compare
+from teal_jax.evaluation.comparison import DenseSide, compare
 from teal_jax.evaluation.text import EvaluationText
 from teal_jax.model import LanguageModel
 from teal_jax.progress import track
@@ -67,28 +67,49 @@ def continue_prompts(
     return found
 
 
-def agreement(
-    dense: LanguageModel, sparse: LanguageModel, prompted: Prompted, *, description: str = "", progress: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens at which both models rank the same token first, and tokens asked, int64 `[prompts]` each.
+def dense_sides(dense: LanguageModel, prompted: Prompted) -> list[tuple[DenseSide, list[int]]]:
+    """The dense model on the prompts and its own continuations, and which prompts: one a length of prompt.
 
-    Both read the prompt and the dense model's continuation, the sparse one dense up to the end of the prompt, as in
-    decoding. The first token of a continuation is left out: it comes from the dense prompt. It is what a greedy
-    speculative decoder would have accepted of a sparse drafter's tokens, drafted one at a time.
+    Everything is dense up to the end of the prompt, as in decoding. The first token of a continuation is not scored:
+    it comes from the dense prompt.
     """
-    same, asked = (np.zeros(len(prompted.prompts), np.int64) for _ in range(2))
-    lengths = sorted({len(prompt) for prompt in prompted.prompts})
-    for length in lengths:
-        rows = [i for i, prompt in enumerate(prompted.prompts) if len(prompt) == length and len(prompted.dense[i]) > 1]
-        if not rows:
-            continue
-        streams = [np.array([*prompted.prompts[i], *prompted.dense[i]], np.int32) for i in rows]
-        pieces = [(i, Window(0, length + 1, len(stream))) for i, stream in enumerate(streams)]
-        layout = Layout(pieces=pieces, streams=streams, dense_prefix=length)
-        found = compare(dense, sparse, layout, description=description or "Agreement", progress=progress)
-        owner = np.repeat(np.arange(len(rows)), [piece.stop - piece.score for _, piece in pieces])
+    found = []
+    for length in sorted({len(prompt) for prompt in prompted.prompts}):
+        of_length = [i for i, prompt in enumerate(prompted.prompts) if len(prompt) == length]
+        rows = [i for i in of_length if len(prompted.dense[i]) > 1]
+        if rows:
+            streams = [np.array([*prompted.prompts[i], *prompted.dense[i]], np.int32) for i in rows]
+            pieces = [(i, Window(0, length + 1, len(stream))) for i, stream in enumerate(streams)]
+            found.append((DenseSide(dense, Layout(pieces=pieces, streams=streams, dense_prefix=length)), rows))
+    return found
+
+
+def agreement(
+    sides: list[tuple[DenseSide, list[int]]],
+    sparse: LanguageModel,
+    count: int,
+    *,
+    description: str = "",
+    progress: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens at which both models rank the same token first, and tokens asked, int64 `[count]` each, by prompt.
+
+    It is what a greedy speculative decoder would have accepted of a sparse drafter's tokens, drafted one at a time.
+
+    Args:
+      sides: from `dense_sides`.
+      sparse: the model under a plan.
+      count: prompts there are.
+      description: of the progress bars.
+      progress: draw them.
+    """
+    same, asked = (np.zeros(count, np.int64) for _ in range(2))
+    for side, rows in sides:
+        found = compare(side, sparse, description=description or "Agreement", progress=progress)
+        lengths = [piece.stop - piece.score for _, piece in side.layout.pieces]
+        owner = np.repeat(np.arange(len(rows)), lengths)
         same[rows] = np.bincount(owner, weights=found.same, minlength=len(rows)).astype(np.int64)
-        asked[rows] = np.bincount(owner, minlength=len(rows))
+        asked[rows] = lengths
     return same, asked
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from teal_jax.errors import SparsityError
-from teal_jax.evaluation.cell import DENSE, Cell, measure
+from teal_jax.evaluation.cell import DENSE, Cell, Shared, measure
 from teal_jax.evaluation.generated import Prompted, choose_prompts, continue_prompts
 from teal_jax.evaluation.run_directory import RunDirectory, read_json, write_json
 from teal_jax.evaluation.settings import EvaluationSettings
@@ -48,6 +48,7 @@ def sweep(
     dense = lm.dense()
     prompted = _prompted(dense, text, directory, settings, progress)
     wanted = [(DENSE, 0.0)] + [(method, target) for target in sorted(targets) if target > 0 for method in methods]
+    shared = Shared.of(dense, text, prompted, settings)
     cells, failures = [], []
     for method, target in wanted:
         cell = directory.cell(method, target)
@@ -57,7 +58,7 @@ def sweep(
             except SparsityError as error:
                 failures.append(Failure(method, target, error.message))
                 continue
-            cell = measure(method, target, dense, sparse, text, prompted, settings, progress=progress)
+            cell = measure(method, target, sparse, shared, progress=progress)
             directory.keep(cell)
         cells.append(cell)
     return cells, failures, prompted

@@ -107,8 +107,13 @@ def against_table(report: EvaluationReport) -> Table | None:
     found = against_one(report)
     if found is None:
         return None
-    title = f"Share left of what {found.method} loses against dense (log perplexity)"
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(
+        title=f"Loss as a share of {found.method}'s",
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+    )
     table.add_column("method", no_wrap=True)
     for target in found.targets:
         table.add_column(f"{100 * target:g} %", justify="right", no_wrap=True)

@@ -3,7 +3,7 @@ import pytest
 
 import teal_jax
 from teal_jax.config import SITE_OF_PROJECTION
-from teal_jax.evaluation.comparison import compare
+from teal_jax.evaluation.comparison import DenseSide, compare
 from teal_jax.evaluation.weight_bytes import weight_bytes
 from teal_jax.nn.gates import Dense
 from teal_jax.scoring import lay_windows
@@ -39,7 +39,7 @@ def residuals(lm, tokens, thresholds, sparse_from):
 def test_everything_matches_float64(lm, sparse, prefix):
     streams = list(tiny_tokens(2, 29, seed=2))
     layout = lay_windows(TINY, streams, "tokens", context=12, window=4, dense_prefix=prefix)
-    got = compare(lm, sparse, layout, progress=False)
+    got = compare(DenseSide(lm, layout), sparse, progress=False)
     nll, kl, same, errors, acted = [], [], [], np.zeros(2), 0
     dropped = np.zeros((2, 7))
     thresholds = sparse.plan.thresholds
@@ -71,7 +71,7 @@ def test_it_scores_what_perplexity_scores(lm, sparse):
     stream = tiny_tokens(1, 45, seed=3)
     options = {"context": 12, "window": 4, "max_tokens": 30}
     layout = lay_windows(TINY, list(stream), "tokens", **options)
-    got = compare(lm, sparse, layout, progress=False)
+    got = compare(DenseSide(lm, layout), sparse, progress=False)
     found = teal_jax.perplexity(sparse, stream, progress=False, **options)
     assert len(got.nll) == found.num_tokens == layout.num_tokens
     assert got.nll.mean() == pytest.approx(found.nll, rel=1e-5)
@@ -80,7 +80,7 @@ def test_it_scores_what_perplexity_scores(lm, sparse):
 
 def test_dense_against_itself_is_nothing(lm):
     layout = lay_windows(TINY, list(tiny_tokens(1, 20)), "tokens", context=12, window=4)
-    got = compare(lm, lm, layout, progress=False)
+    got = compare(DenseSide(lm, layout), lm, progress=False)
     assert not got.kl.any()
     assert got.same.all()
     assert not got.depth_error.any()
@@ -107,3 +107,16 @@ def test_weight_bytes_count_a_shared_matrix_once(lm, sparse):
     gates = [Dense(), {"rotation": rotation, "scale": jnp.ones(8)}, {"rotation": rotation, "a": jnp.ones((8, 2))}]
     held = dataclasses.replace(lm, params={"weights": lm.params["weights"], "gates": gates})
     assert weight_bytes(held, nothing) == weight_bytes(lm, nothing) + 4 * (64 + 16)
+
+
+def test_kept_or_computed_again_is_the_same(lm, sparse, monkeypatch):
+    import teal_jax.evaluation.comparison as module
+
+    layout = lay_windows(TINY, list(tiny_tokens(2, 40)), "tokens", context=12, window=4)
+    side = DenseSide(lm, layout)
+    first, second = (compare(side, sparse, progress=False) for _ in range(2))
+    monkeypatch.setattr(module, "_KEPT_BYTES", 0)
+    third = compare(DenseSide(lm, layout), sparse, progress=False)
+    for other in (second, third):
+        np.testing.assert_array_equal(first.kl, other.kl)
+        np.testing.assert_array_equal(first.depth_error, other.depth_error)

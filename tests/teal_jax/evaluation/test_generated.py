@@ -12,6 +12,7 @@ from teal_jax.evaluation.generated import (
     agreement,
     choose_prompts,
     continue_prompts,
+    dense_sides,
     repeated_ngrams,
 )
 from teal_jax.evaluation.text import read_text
@@ -33,7 +34,7 @@ def test_agreement_is_what_decoding_token_by_token_finds(lm, sparse):
     prompts = tiny_tokens(3, 8, seed=4).tolist()
     told = continue_prompts(lm, prompts, new_tokens=12, progress=False)
     assert [len(row) for row in told] == [12] * 3
-    same, asked = agreement(lm, sparse, Prompted(prompts, told), progress=False)
+    same, asked = agreement(dense_sides(lm, Prompted(prompts, told)), sparse, 3, progress=False)
     assert asked.tolist() == [11, 11, 11]
     step = jax.jit(sparse.decode_step)
     expected = []
@@ -51,12 +52,12 @@ def test_agreement_is_what_decoding_token_by_token_finds(lm, sparse):
 def test_dense_agrees_with_itself_and_short_texts_ask_nothing(lm):
     prompts = [[1, 5, 9, 4], [1, 7, 3, 2], [1, 2]]
     told = [[8, 3, 5], [9], []]
-    same, asked = agreement(lm, lm, Prompted(prompts, told), progress=False)
+    same, asked = agreement(dense_sides(lm, Prompted(prompts, told)), lm, 3, progress=False)
     assert asked.tolist() == [2, 0, 0]
     greedy = continue_prompts(lm, prompts[:2], new_tokens=9, progress=False)
-    same, asked = agreement(lm, lm, Prompted(prompts[:2], greedy), progress=False)
+    same, asked = agreement(dense_sides(lm, Prompted(prompts[:2], greedy)), lm, 2, progress=False)
     assert same.tolist() == asked.tolist() == [8, 8]
-    assert agreement(lm, lm, Prompted([], []), progress=False)[0].shape == (0,)
+    assert agreement(dense_sides(lm, Prompted([], [])), lm, 0, progress=False)[0].shape == (0,)
 
 
 def test_more_prompts_than_rows_and_seeds(sparse):
