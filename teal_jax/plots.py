@@ -14,7 +14,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 MARKERS = "osD^vP"
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -38,7 +38,7 @@ def figure(path: Path, width: float, height: float) -> Generator[Any]:
     from matplotlib.figure import Figure
 
     # Not pyplot: no window system, no global state.
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure.subplots()
@@ -83,7 +83,7 @@ def plot_perplexity(
         values = [ppl for points in curves.values() for _, ppl in points]
         if values and max(values) > 6 * min([*values, dense or np.inf]):
             axes.set_yscale("log")
-            _plain_log_ticks(axes)
+            plain_log_ticks(axes)
         axes.set_xlabel("realised sparsity (% of block weights skipped)")
         axes.set_ylabel("perplexity (lower is better)")
         axes.set_title(title)
@@ -94,7 +94,7 @@ def plot_perplexity(
     return path
 
 
-def _plain_log_ticks(axes: Any) -> None:
+def plain_log_ticks(axes: Any) -> None:
     """Ticks such as 2, 5, 10, 20 in place of powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

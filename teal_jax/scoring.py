@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -162,26 +163,20 @@ def perplexity(
     Raises:
       DataError: no text, too little for one window, or windows longer than the model's positions.
     """
-    if protocol not in ("strided", "teal"):
-        raise ValueError(f"protocol must be 'strided' or 'teal', got {protocol!r}")
-    context, window = default_windows(lm.config, context, window)
-    if dense_prefix is None:
-        dense_prefix = 0.5 if protocol == "teal" else 0
     streams, source = evaluation_streams(lm, data)
-    pieces = [(stream, piece) for stream in streams for piece in windows(len(stream), context, window, protocol)]
-    pieces = _limit([(s, p) for s, p in pieces if p.stop > p.score], max_tokens)
-    if not pieces:
-        raise DataError(
-            f"{source} is too short to score: {max(map(len, streams))} tokens; "
-            f"expected at least {context + window if protocol == 'teal' else 2}",
-            hint="give more text, or a smaller context and window",
-        )
-    size = min(context + window, max(piece.stop - piece.start for _, piece in pieces))
-    batch = max(1, min(len(pieces), _TOKENS_PER_BATCH // size))
+    layout = lay_windows(
+        lm.config,
+        streams,
+        source,
+        context=context,
+        window=window,
+        dense_prefix=dense_prefix,
+        protocol=protocol,
+        max_tokens=max_tokens,
+    )
     total, count, acted = 0.0, 0, 0
     dropped = np.zeros((lm.config.num_layers, len(PROJECTIONS)))
-    for start in track(range(0, len(pieces), batch), f"Perplexity ({lm.name})", enabled=progress):
-        tokens, mask, where, scored = _pack(pieces[start : start + batch], batch, size, dense_prefix)
+    for tokens, mask, where, scored in track(layout, f"Perplexity ({lm.name})", enabled=progress):
         nll, drops = _score(lm.config)(lm.params, tokens, mask, where, scored)
         total += float(np.asarray(nll, np.float64).sum())
         count += int(scored[:, 1:].sum())
@@ -197,11 +192,100 @@ def perplexity(
         realised_sparsity=model_sparsity(lm.config, realised),
         realised=realised,
         target_sparsity=lm.plan.target if lm.plan else 0.0,
-        protocol=f"{protocol}, context {context}, window {window}, dense_prefix {dense_prefix}, {source}",
+        protocol=layout.protocol,
     )
 
 
-def _limit(pieces: list[tuple[np.ndarray, Window]], max_tokens: int | None) -> list[tuple[np.ndarray, Window]]:
+class Batch(NamedTuple):
+    """Windows side by side, `[batch, seq]` each, padded on the right: int32 tokens, and bool masks.
+
+    `mask`: which are real. `where`: which are gated. `scored`: which are predicted and counted.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    where: np.ndarray
+    scored: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Which tokens of which streams are scored, as batches of one shape: iterate over it.
+
+    Attributes:
+      pieces: `(index of the stream, window)`, in order.
+      streams: tokens int32 `[seq]` each.
+      dense_prefix: leading tokens of each window left dense, a share (float) or a count (int).
+      protocol: how the windows were laid, in words.
+    """
+
+    pieces: list[tuple[int, Window]]
+    streams: list[np.ndarray]
+    dense_prefix: float | int
+    protocol: str = ""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens scored."""
+        return sum(piece.stop - piece.score for _, piece in self.pieces)
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        size = max(piece.stop - piece.start for _, piece in self.pieces)
+        return max(1, min(len(self.pieces), _TOKENS_PER_BATCH // size)), size
+
+    def __len__(self) -> int:
+        return -(-len(self.pieces) // self._shape[0])
+
+    def __iter__(self) -> Iterator[Batch]:
+        batch = self._shape[0]
+        for start in range(0, len(self.pieces), batch):
+            yield self._pack(self.pieces[start : start + batch])
+
+    def _pack(self, pieces: list[tuple[int, Window]]) -> Batch:
+        tokens = np.zeros(self._shape, np.int32)
+        mask, where, scored = (np.zeros(self._shape, bool) for _ in range(3))
+        for row, (stream, piece) in enumerate(pieces):
+            length = piece.stop - piece.start
+            tokens[row, :length] = self.streams[stream][piece.start : piece.stop]
+            mask[row, :length] = True
+            where[row, dense_prefix_length(self.dense_prefix, length) : length] = True
+            scored[row, piece.score - piece.start : length] = True
+        return Batch(tokens, mask, where, scored)
+
+
+def lay_windows(
+    config: ModelConfig,
+    streams: list[np.ndarray],
+    source: str,
+    *,
+    context: int | None = None,
+    window: int | None = None,
+    dense_prefix: float | int | None = None,
+    protocol: Protocol = "strided",
+    max_tokens: int | None = None,
+) -> Layout:
+    """The windows over token streams read from `source`; arguments and errors as in `perplexity`."""
+    if protocol not in ("strided", "teal"):
+        raise ValueError(f"protocol must be 'strided' or 'teal', got {protocol!r}")
+    context, window = default_windows(config, context, window)
+    if dense_prefix is None:
+        dense_prefix = 0.5 if protocol == "teal" else 0
+    pieces = [
+        (i, piece) for i, stream in enumerate(streams) for piece in windows(len(stream), context, window, protocol)
+    ]
+    pieces = _limit([(i, p) for i, p in pieces if p.stop > p.score], max_tokens)
+    if not pieces:
+        raise DataError(
+            f"{source} is too short to score: {max(map(len, streams))} tokens; "
+            f"expected at least {context + window if protocol == 'teal' else 2}",
+            hint="give more text, or a smaller context and window",
+        )
+    said = f"{protocol}, context {context}, window {window}, dense_prefix {dense_prefix}, {source}"
+    return Layout(pieces=pieces, streams=streams, dense_prefix=dense_prefix, protocol=said)
+
+
+def _limit(pieces: list[tuple[int, Window]], max_tokens: int | None) -> list[tuple[int, Window]]:
     if max_tokens is None:
         return pieces
     kept, count = [], 0
@@ -212,18 +296,3 @@ def _limit(pieces: list[tuple[np.ndarray, Window]], max_tokens: int | None) -> l
         kept.append((stream, piece._replace(stop=stop)))
         count += stop - piece.score
     return kept
-
-
-def _pack(
-    pieces: list[tuple[np.ndarray, Window]], batch: int, size: int, dense_prefix: float | int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, which are real, which are gated, which are scored: `[batch, size]` each, padded on the right."""
-    tokens = np.zeros((batch, size), np.int32)
-    mask, where, scored = (np.zeros((batch, size), bool) for _ in range(3))
-    for row, (stream, piece) in enumerate(pieces):
-        length = piece.stop - piece.start
-        tokens[row, :length] = stream[piece.start : piece.stop]
-        mask[row, :length] = True
-        where[row, dense_prefix_length(dense_prefix, length) : length] = True
-        scored[row, piece.score - piece.start : length] = True
-    return tokens, mask, where, scored

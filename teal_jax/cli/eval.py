@@ -1,42 +1,20 @@
-"""`teal eval`: perplexity by sparsity."""
+"""`teal eval`: what sparsity costs, by method and target."""
 
 import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from teal_jax.cli.models import Sparsifier, open_model
-from teal_jax.cli.options import (
-    Debug,
-    Dtype,
-    Json,
-    Method,
-    MethodName,
-    Model,
-    Offline,
-    Quiet,
-    Revision,
-    Seed,
-    examples,
-    parse_sparsities,
-)
+from teal_jax.cli.options import Debug, Dtype, Json, Offline, Quiet, Revision, Seed, examples, parse_sparsities
 from teal_jax.cli.session import Session
-from teal_jax.errors import DataError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from teal_jax.tables import Quality
 
 EPILOG = examples(
-    "teal eval mistral-40 --data wikitext2_test.txt",
-    "teal eval mistral-7b --data test.jsonl --calibration-data train.jsonl --sparsity 0,0.25,0.4,0.5",
-    "teal eval llama-2-7b --data test.txt --protocol teal --calibration calib.npz --plot ppl.png",
+    "teal eval embedded",
+    "teal eval mistral-7b --data test.jsonl --calibration-data train.jsonl --sparsity 0.25,0.4,0.5 --out mistral-eval",
+    "teal eval llama-2-7b --data test.txt --protocol teal --calibration calib.npz --method greedy --plot ppl.png",
+    "teal eval --render mistral-eval/report.json",
 )
-
-_NEEDLE = 24
-"""Tokens that two texts hardly share by chance."""
 
 
 class Protocol(enum.StrEnum):
@@ -60,15 +38,20 @@ def _prefix(text: str | None) -> float | int | None:
 
 
 def command(
-    model: Model,
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", show_default=False, help="Alias, hub id, HF directory or saved artifact."),
+    ] = None,
     data: Annotated[
         list[Path] | None,
         typer.Option("--data", metavar="FILE", help="Text to score, .txt or .jsonl; may be repeated."),
     ] = None,
     sparsity: Annotated[
         str, typer.Option("--sparsity", "-s", metavar="LIST", help="Targets, separated by commas; 0 is dense.")
-    ] = "0,0.25,0.4,0.5",
-    method: Method = MethodName.greedy,
+    ] = "0,0.25,0.4,0.5,0.65",
+    method: Annotated[
+        str, typer.Option("--method", metavar="LIST", help="Methods, separated by commas; all: every one there is.")
+    ] = "greedy,uniform",
     context: Annotated[int | None, typer.Option("--context", min=1, help="Tokens before the scored ones.")] = None,
     window: Annotated[int | None, typer.Option("--window", min=1, help="Tokens scored at a time.")] = None,
     dense_prefix: Annotated[
@@ -77,7 +60,17 @@ def command(
     protocol: Annotated[
         Protocol, typer.Option("--protocol", help="strided scores every token; teal is the reference code's.")
     ] = Protocol.strided,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Score no more than this.")] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", min=1, help="Score no more than this. [default: all; of the bundled text 8192]"),
+    ] = None,
+    prompts: Annotated[
+        int, typer.Option("--prompts", min=0, help="Prompts to continue, for agreement and repetition; 0: none.")
+    ] = 24,
+    confidence: Annotated[float, typer.Option("--confidence", help="Of the bootstrap intervals.")] = 0.95,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="How far from its target a method may end before the report says so.")
+    ] = 0.02,
     calibration: Annotated[
         Path | None, typer.Option("--calibration", metavar="FILE.npz", help="From teal calibrate.")
     ] = None,
@@ -85,8 +78,26 @@ def command(
         list[Path] | None,
         typer.Option("--calibration-data", metavar="FILE", help="Calibrate on this; may be repeated."),
     ] = None,
+    full_search: Annotated[
+        bool,
+        typer.Option("--full-search", help="On a CPU too, the greedy search that allocate does; it takes minutes."),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Report and measured cells; the same command goes on there. [default: teal-eval/MODEL-DIGEST]",
+            show_default=False,
+        ),
+    ] = None,
+    render: Annotated[
+        Path | None,
+        typer.Option("--render", metavar="REPORT.json", help="Draw this report again; nothing is measured."),
+    ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw perplexity over sparsity.")
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Also perplexity over sparsity, as a picture.")
     ] = None,
     seed: Seed = 0,
     dtype: Dtype = None,
@@ -96,86 +107,43 @@ def command(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Perplexity of a text at several sparsities, with target and realised sparsity.
+    """What sparsity costs on a text, by method and target: a table, report.json, and report.html with plots.
 
-    Thresholds must come from other text: a calibration on the evaluation text is refused.
+    Perplexity, bits per byte, divergence from the dense model, agreement with it, repetition, realised sparsity, bytes
+    read per token; confidence intervals; error by depth; plans and activations. What has been measured is kept in the
+    directory as it is done, and not measured again. Thresholds must come from other text than the one scored: an
+    overlap is refused.
     """
     targets, prefix = parse_sparsities(sparsity), _prefix(dense_prefix)
+    if (model is None) == (render is None):
+        raise typer.BadParameter("give a MODEL to evaluate, or --render REPORT.json")
     with Session(quiet=quiet, as_json=as_json, debug=debug, offline=offline) as session:
-        from teal_jax.scoring import perplexity
-        from teal_jax.sparsity.statistics import Calibration
-        from teal_jax.tables import Quality, quality_table
+        from teal_jax.cli.evaluation import Evaluation, show
+        from teal_jax.evaluation.report import EvaluationReport
+        from teal_jax.evaluation.settings import EvaluationSettings
 
-        texts = data or [_bundled(session)]
-        _refuse_same_file(texts, calibration_data or [])
-        lm = open_model(session, model, dtype=dtype, revision=revision)
-        sparsifier = Sparsifier(session, lm, model, data=calibration_data or None, seed=seed)
-        if calibration is not None:
-            sparsifier.calibration = Calibration.load(calibration)
-        if targets[-1] > 0:
-            _refuse_known_text(lm, texts, sparsifier.calibration.tokens)
-        rows, found = [], None
-        for target in targets:
-            found = perplexity(
-                sparsifier(target, method.value),
-                texts,
-                context=context,
-                window=window,
-                dense_prefix=prefix,
-                protocol=protocol.value,
-                max_tokens=max_tokens,
-                progress=session.progress,
-            )
-            name = method.value if target else "dense"
-            rows.append(Quality(name, target, found.realised_sparsity, found.ppl))
-        assert found is not None
-        values: dict[str, Any] = {"model": lm.name, "protocol": found.protocol, "tokens": found.num_tokens}
-        values["rows"] = [row._asdict() for row in rows]
-        about = f"{found.protocol}; {found.num_tokens:,} tokens scored"
-        shown: list[Any] = [quality_table(rows, f"Perplexity of {lm.name}"), about]
-        if plot is not None:
-            values["plot"] = str(_plot(rows, plot, f"Perplexity of {lm.name}"))
-            shown.append(f"plot: {plot}")
-        session.result(values, *shown)
-
-
-def _bundled(session: Session) -> Path:
-    from teal_jax.embedded import HELDOUT_TEXT
-
-    session.note("no --data: scoring the bundled children's stories")
-    return HELDOUT_TEXT
-
-
-def _refuse_same_file(texts: list[Path], calibration: list[Path]) -> None:
-    for text in texts:
-        if any(text.exists() and other.exists() and text.samefile(other) for other in calibration):
-            raise DataError(
-                f"{text} is the calibration text, too: its perplexity would flatter the plan",
-                hint="score text that the calibration has not seen",
-            )
-
-
-def _refuse_known_text(lm: Any, texts: list[Path], tokens: "np.ndarray") -> None:
-    """Raise `DataError` where a tenth of the calibration rows or more occur in the evaluation text."""
-    import numpy as np
-
-    from teal_jax.data import evaluation_streams
-
-    streams, source = evaluation_streams(lm, texts)
-    haystack = b"".join(np.ascontiguousarray(stream, np.int32).tobytes() for stream in streams)
-    middle = tokens.shape[1] // 2
-    needles = [np.ascontiguousarray(row[middle : middle + _NEEDLE], np.int32).tobytes() for row in tokens]
-    known = sum(needle in haystack for needle in needles)
-    if known >= max(1, len(needles) / 10):
-        raise DataError(
-            f"{source} is the calibration text, too: {known} of {len(needles)} calibration rows occur in it",
-            hint="score text that the calibration has not seen, or calibrate on other text",
+        if render is not None:
+            show(session, EvaluationReport.load(render), out or render.parent, stem=render.stem, plot=plot, again=True)
+            return
+        assert model is not None
+        evaluation = Evaluation(
+            session,
+            model,
+            methods=method,
+            targets=targets,
+            texts=data or [],
+            layout={
+                "context": context,
+                "window": window,
+                "dense_prefix": prefix,
+                "protocol": protocol.value,
+                "max_tokens": max_tokens,
+            },
+            settings=EvaluationSettings(prompts=prompts, confidence=confidence, tolerance=tolerance, seed=seed),
+            calibration=calibration,
+            calibration_data=calibration_data or [],
+            full_search=full_search,
+            loading={"dtype": dtype, "revision": revision},
         )
-
-
-def _plot(rows: list["Quality"], path: Path, title: str) -> Path:
-    from teal_jax.plots import plot_perplexity
-
-    dense = next((row.ppl for row in rows if row.target == 0), None)
-    points = [(row.realised, row.ppl) for row in rows if row.target > 0]
-    return plot_perplexity({rows[-1].method: points} if points else {}, path, dense=dense, title=title)
+        directory = evaluation.open(out)
+        show(session, evaluation.run(directory), directory.path, plot=plot)

@@ -9,6 +9,8 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from teal_jax.config import ModelConfig
 from teal_jax.errors import DataError, ModelNotFoundError, TealError
 
@@ -112,6 +114,29 @@ class Tokenizer:
         if not bos or self.bos_token_id is None:
             return batch
         return [ids if ids[:1] == [self.bos_token_id] else [self.bos_token_id, *ids] for ids in batch]
+
+    def byte_lengths(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """UTF-8 bytes of its text that each token of `encode_batch(texts)` adds, int64; bos adds none.
+
+        Those of a text sum to its length. A character spread over several tokens counts at the first that ends it.
+
+        Raises:
+          TealError: a tokenizer that does not tell where its tokens lie.
+        """
+        if not self._backend.is_fast:
+            raise TealError("this tokenizer does not tell where its tokens lie", hint="convert it to tokenizer.json")
+        batch = self._backend(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        lengths = []
+        for text, ids, spans in zip(texts, self.encode_batch(texts), batch["offset_mapping"], strict=True):
+            character = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+            width = 1 + (character >= 0x80) + (character >= 0x800) + (character >= 0x10000)
+            read = np.concatenate([[0], np.cumsum(width, dtype=np.int64)])
+            ends = read[[end for _, end in spans]] if spans else np.zeros(0, np.int64)
+            ends = np.maximum.accumulate(np.concatenate([np.zeros(len(ids) - len(ends), np.int64), ends]))
+            if len(ends):
+                ends[-1] = read[-1]  # what a normaliser strips at the end belongs to the text, too
+            lengths.append(np.diff(ends, prepend=0))
+        return lengths
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without special tokens, spaces as the tokens have them."""

@@ -107,6 +107,10 @@ def test_version():
         ["eval", "embedded", "--sparsity", "0,two"],
         ["eval", "embedded", "--sparsity", "0,1.5"],
         ["eval", "embedded", "--dense-prefix", "1.5"],
+        ["eval", "embedded", "--method", "greedy,nonsense"],
+        ["eval", "embedded", "--method", ","],
+        ["eval"],
+        ["eval", "embedded", "--render", "report.json"],
     ],
 )
 def test_usage_errors(arguments):
@@ -249,8 +253,8 @@ def test_inspect_a_model(model, saved):
 
 
 def test_eval_shows_target_and_realised(saved, halves, tmp_path):
-    sizes = ("--max-tokens", 200, "--context", 32, "--window", 32)
-    options = ("--data", halves[1], "-s", "0.4,0", "--method", "uniform", *sizes)
+    sizes = ("--max-tokens", 200, "--context", 32, "--window", 32, "--prompts", 0)
+    options = ("--data", halves[1], "-s", "0.4,0", "--method", "uniform", "-o", tmp_path / "run", *sizes)
     run = ok(teal("eval", saved, *options, "--json", "--plot", tmp_path / "ppl.png"))
     values = json.loads(run.stdout)
     assert [row["target"] for row in values["rows"]] == [0, 0.4]
@@ -261,15 +265,15 @@ def test_eval_shows_target_and_realised(saved, halves, tmp_path):
 
 
 def test_eval_refuses_the_calibration_text(model, saved, halves, tmp_path):
-    run = teal("eval", model, "--data", halves[0], "--calibration-data", halves[0], "-s", "0,0.4")
+    run = teal("eval", model, "--data", halves[0], "--calibration-data", halves[0], "-s", "0,0.4", "-o", tmp_path / "a")
     assert run.exit_code == 3
     assert "calibration text" in run.stderr
     # Also under another name, with a calibration made earlier.
     renamed = tmp_path / "other.txt"
     renamed.write_text(halves[0].read_text())
-    run = teal("eval", saved, "--data", renamed, "-s", "0.4")
+    run = teal("eval", saved, "--data", renamed, "-s", "0.4", "-o", tmp_path / "b")
     assert run.exit_code == 3
-    assert "calibration rows occur in it" in run.stderr
+    assert "is the calibration text, too" in run.stderr
 
 
 def test_chat_obeys(saved):

@@ -166,3 +166,23 @@ def test_random_tokens_never_lose_the_stream(tokenizer):
     text = "".join(stream.push([i]) for i in ids) + stream.flush()
     assert [c for c in text if c.isalpha()][:20]
     assert abs(len(text) - len(tokenizer.decode(ids))) < 150  # invalid bytes may count differently
+
+
+def test_byte_lengths_of_tokens_add_up_to_the_text(tokenizer):
+    texts = [*TEXTS, "a", "<s>the"]
+    lengths = tokenizer.byte_lengths(texts)
+    for text, found in zip(texts, lengths, strict=True):
+        ids = tokenizer.encode(text)
+        assert len(found) == len(ids)
+        assert (found >= 0).all()
+        assert found.sum() == len(text.encode())
+    ascii_text = TEXTS[1]
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode(ascii_text)]
+    if tokenizer.decode(tokenizer.encode(" a", bos=False)[:1]) != "":  # byte-level: a token's text is its own
+        assert tokenizer.byte_lengths([ascii_text])[0].tolist() == [len(piece) for piece in pieces]
+
+
+def test_byte_lengths_need_offsets(tokenizer, monkeypatch):
+    monkeypatch.setattr(type(tokenizer._backend), "is_fast", False)
+    with pytest.raises(TealError, match="where its tokens lie"):
+        tokenizer.byte_lengths(["a"])
