@@ -31,8 +31,8 @@ STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def figure(path: Path, width: float, height: float) -> Generator[Any]:
-    """Axes of a new figure, saved to `path` at the end."""
+def figure(path: Path, width: float, height: float, *, rows: int = 1, columns: int = 1) -> Generator[Any]:
+    """Axes of a new figure, saved to `path` at the end; an array `[rows, columns]` of them where there are several."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ def figure(path: Path, width: float, height: float) -> Generator[Any]:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
-        yield figure.subplots()
+        yield figure.subplots(rows, columns, squeeze=rows * columns == 1)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
 

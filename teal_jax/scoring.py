@@ -16,6 +16,7 @@ from teal_jax.data import TextSource, evaluation_streams
 from teal_jax.errors import DataError
 from teal_jax.model import LanguageModel, Params, abstract_decoder, dense_prefix_length, model_functions
 from teal_jax.nn.block import Taps
+from teal_jax.nn.decoder import Decoder
 from teal_jax.nn.gates import BlockGates, Dense, GateOutput
 from teal_jax.progress import track
 from teal_jax.sparsity.plan import model_sparsity
@@ -95,6 +96,22 @@ def _dropped(taps: Taps, gates: BlockGates) -> jax.Array:
     return jnp.stack(counts)
 
 
+def token_nll(model: Decoder, x: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Negative log-likelihood of every token but the first, float32 `[batch, seq - 1]`, nats.
+
+    x is the residual stream `[batch, seq, d_model]` after the last block, tokens int32 `[batch, seq]`.
+    """
+
+    def of_token(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        hidden, target = pair
+        logits = model.logits(hidden)
+        return jax.nn.logsumexp(logits) - logits[target]
+
+    # In slices: the logits of a whole batch over a large vocabulary would outweigh the model.
+    pairs = (x[:, :-1].reshape(-1, x.shape[-1]), tokens[:, 1:].reshape(-1))
+    return jax.lax.map(of_token, pairs, batch_size=_LOGITS_AT_ONCE).reshape(tokens[:, 1:].shape)
+
+
 @functools.cache
 def _score(config: ModelConfig) -> Any:
     graphdef, _ = nnx.split(abstract_decoder(config))
@@ -104,16 +121,7 @@ def _score(config: ModelConfig) -> Any:
     ) -> tuple[jax.Array, jax.Array]:
         """Negative log-likelihoods `[batch, seq - 1]` (0 where not scored), and dropped channels `[layers, 7]`."""
         x, dropped = model_functions(config).forward(params, tokens, where, mask, _dropped)
-        model = nnx.merge(graphdef, params["weights"])
-
-        def token_nll(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-            hidden, target = pair
-            logits = model.logits(hidden)
-            return jax.nn.logsumexp(logits) - logits[target]
-
-        # In slices: the logits of a whole batch over a large vocabulary would outweigh the model.
-        pairs = (x[:, :-1].reshape(-1, x.shape[-1]), tokens[:, 1:].reshape(-1))
-        nll = jax.lax.map(token_nll, pairs, batch_size=_LOGITS_AT_ONCE).reshape(scored[:, 1:].shape)
+        nll = token_nll(nnx.merge(graphdef, params["weights"]), x, tokens)
         return jnp.where(scored[:, 1:], nll, 0), jnp.stack(dropped)
 
     return jax.jit(score)
@@ -140,6 +148,7 @@ def perplexity(
     context: int | None = None,
     window: int | None = None,
     dense_prefix: float | int | None = None,
+    sparse_prefill: bool = True,
     protocol: Protocol = "strided",
     max_tokens: int | None = None,
     progress: bool = True,
@@ -153,6 +162,8 @@ def perplexity(
       window: tokens scored at a time, >= 1; also the stride. None: 512, or what fits the model.
       dense_prefix: leading tokens of each window left dense, a share (float) or a count (int). None: 0, or a half
         under the `"teal"` protocol.
+      sparse_prefill: thin the tokens that stand before a window's scored ones, too. False leaves them dense, as
+        generation leaves the prompt; `dense_prefix` counts from the start of a window and cannot ask for that.
       protocol: see `windows`. `"teal"` is the reference code's.
       max_tokens: score no more than this many tokens, from the start; None scores all.
       progress: draw a progress bar.
@@ -171,6 +182,7 @@ def perplexity(
         context=context,
         window=window,
         dense_prefix=dense_prefix,
+        sparse_prefill=sparse_prefill,
         protocol=protocol,
         max_tokens=max_tokens,
     )
@@ -216,12 +228,14 @@ class Layout:
       pieces: `(index of the stream, window)`, in order.
       streams: tokens int32 `[seq]` each.
       dense_prefix: leading tokens of each window left dense, a share (float) or a count (int).
+      sparse_prefill: False leaves all dense that stands before the scored tokens.
       protocol: how the windows were laid, in words.
     """
 
     pieces: list[tuple[int, Window]]
     streams: list[np.ndarray]
     dense_prefix: float | int
+    sparse_prefill: bool = True
     protocol: str = ""
 
     @property
@@ -246,11 +260,11 @@ class Layout:
         tokens = np.zeros(self._shape, np.int32)
         mask, where, scored = (np.zeros(self._shape, bool) for _ in range(3))
         for row, (stream, piece) in enumerate(pieces):
-            length = piece.stop - piece.start
+            length, prompt = piece.stop - piece.start, piece.score - piece.start
             tokens[row, :length] = self.streams[stream][piece.start : piece.stop]
             mask[row, :length] = True
-            where[row, dense_prefix_length(self.dense_prefix, length) : length] = True
-            scored[row, piece.score - piece.start : length] = True
+            where[row, dense_tokens(length, prompt, self.dense_prefix, self.sparse_prefill) : length] = True
+            scored[row, prompt:length] = True
         return Batch(tokens, mask, where, scored)
 
 
@@ -262,6 +276,7 @@ def lay_windows(
     context: int | None = None,
     window: int | None = None,
     dense_prefix: float | int | None = None,
+    sparse_prefill: bool = True,
     protocol: Protocol = "strided",
     max_tokens: int | None = None,
 ) -> Layout:
@@ -281,8 +296,17 @@ def lay_windows(
             f"expected at least {context + window if protocol == 'teal' else 2}",
             hint="give more text, or a smaller context and window",
         )
-    said = f"{protocol}, context {context}, window {window}, dense_prefix {dense_prefix}, {source}"
-    return Layout(pieces=pieces, streams=streams, dense_prefix=dense_prefix, protocol=said)
+    said = f"{protocol}, context {context}, window {window}, dense_prefix {dense_prefix}, "
+    said += f"{'' if sparse_prefill else 'dense before the scored tokens, '}{source}"
+    return Layout(
+        pieces=pieces, streams=streams, dense_prefix=dense_prefix, sparse_prefill=sparse_prefill, protocol=said
+    )
+
+
+def dense_tokens(length: int, prompt: int, dense_prefix: float | int, sparse_prefill: bool) -> int:
+    """Leading tokens left dense of a sequence of `length`, of which the first `prompt` only lead to the scored ones."""
+    prefix = dense_prefix_length(dense_prefix, length)
+    return prefix if sparse_prefill else max(prefix, prompt)
 
 
 def _limit(pieces: list[tuple[int, Window]], max_tokens: int | None) -> list[tuple[int, Window]]:

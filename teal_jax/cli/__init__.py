@@ -5,7 +5,20 @@ import sys
 
 import typer
 
-from teal_jax.cli import allocate, bench, calibrate, chat, convert, demo, doctor, eval, generate, inspect, sparsify
+from teal_jax.cli import (
+    allocate,
+    analyse,
+    bench,
+    calibrate,
+    chat,
+    convert,
+    demo,
+    doctor,
+    eval,
+    generate,
+    inspect,
+    sparsify,
+)
 from teal_jax.cli.options import examples
 
 app = typer.Typer(
@@ -22,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (demo, convert, calibrate, allocate, sparsify, inspect, generate, chat, eval, doctor):
+for module in (demo, convert, calibrate, allocate, sparsify, inspect, generate, chat, eval, analyse, doctor):
     app.command(module.__name__.rpartition(".")[2], epilog=module.EPILOG)(module.command)
 app.add_typer(bench.app, name="bench")
 

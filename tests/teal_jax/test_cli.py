@@ -23,6 +23,7 @@ COMMANDS = (
     "generate",
     "chat",
     "eval",
+    "analyse",
     "bench",
     "doctor",
 )

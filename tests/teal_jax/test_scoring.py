@@ -4,7 +4,7 @@ import pytest
 import teal_jax
 from teal_jax.config import SITE_OF_PROJECTION
 from teal_jax.errors import DataError
-from teal_jax.scoring import default_windows, windows
+from teal_jax.scoring import default_windows, dense_tokens, windows
 from teal_jax.sparsity.plan import model_sparsity
 from tests.reference import TINY, forward, tiny_model, tiny_tokens
 
@@ -34,13 +34,13 @@ def test_teal_windows():
     assert windows(11, 8, 4, "teal") == []
 
 
-def reference(lm, stream, pieces, dense):
+def reference(lm, stream, pieces, dense, sparse_prefill=True):
     """Mean nll and realised sparsity [layers, 7], by the float64 reference."""
     total, count = 0.0, 0
     dropped, seen = np.zeros((2, 7)), 0
     for start, score, stop in pieces:
         ids = stream[start:stop]
-        prefix = dense(len(ids))
+        prefix = dense(len(ids)) if sparse_prefill else max(dense(len(ids)), score - start)
         thresholds = lm.plan.thresholds
         logits, taps = forward(lm, ids, thresholds, prefix)
         logprob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -69,6 +69,29 @@ def test_perplexity_and_realised_sparsity_match_float64(sparse, protocol, prefix
     np.testing.assert_allclose(got.realised, realised, atol=1e-3)
     assert got.realised_sparsity == pytest.approx(model_sparsity(TINY, realised), abs=1e-3)
     assert got.target_sparsity == 0.4
+
+
+@pytest.mark.parametrize(("protocol", "prefix"), [("strided", 0), ("strided", 14), ("teal", None)])
+def test_a_dense_prefill_matches_float64(sparse, protocol, prefix):
+    """What stands before the scored tokens is left dense, in every window, however long that is."""
+    stream = tiny_tokens(1, 45, seed=2)
+    settings = {"context": 12, "window": 4, "protocol": protocol, "dense_prefix": prefix, "progress": False}
+    got = teal_jax.perplexity(sparse, stream, sparse_prefill=False, **settings)
+    dense = lambda n: 8 if prefix is None else prefix  # noqa: E731
+    nll, count, realised = reference(sparse, stream[0], windows(45, 12, 4, protocol), dense, sparse_prefill=False)
+    assert got.nll == pytest.approx(nll, abs=1e-4)
+    assert got.num_tokens == count
+    np.testing.assert_allclose(got.realised, realised, atol=1e-3)
+    assert "dense before the scored tokens" in got.protocol
+    assert got.nll != teal_jax.perplexity(sparse, stream, **settings).nll
+
+
+def test_dense_tokens():
+    assert dense_tokens(20, 8, 0, sparse_prefill=True) == 0
+    assert dense_tokens(20, 8, 4, sparse_prefill=True) == 4
+    assert dense_tokens(20, 8, 4, sparse_prefill=False) == 8
+    assert dense_tokens(20, 8, 0.5, sparse_prefill=False) == 10
+    assert dense_tokens(6, 8, 7, sparse_prefill=True) == 6
 
 
 def test_a_dense_model_drops_nothing(lm):
