@@ -6,10 +6,8 @@ import numpy as np
 
 from teal_jax.data import TextSource, evaluation_streams
 from teal_jax.errors import DataError
+from teal_jax.evaluation.overlap import refuse_overlap
 from teal_jax.model import LanguageModel
-
-_NEEDLE = 24
-"""Tokens that two texts hardly share by chance."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,7 +59,7 @@ def evaluation_rows(
       unseen_by: calibration tokens `[rows, seq]` that must not occur in `data`.
 
     Raises:
-      DataError: too little text, or a tenth of the calibration rows or more occur in it.
+      DataError: too little text, or it overlaps with the calibration rows.
       ValueError: a prompt that leaves nothing to score.
     """
     streams, source = evaluation_streams(lm, data)
@@ -97,16 +95,3 @@ def _cut(lm: LanguageModel, stream: np.ndarray, source: str, seq_len: int, num_t
     rows = stream[: available * width].reshape(available, width)
     rows = rows[np.random.default_rng(seed).permutation(available)[: num_tokens // seq_len]]
     return rows if bos is None else np.concatenate([np.full((len(rows), 1), bos, np.int32), rows], axis=1)
-
-
-def refuse_overlap(streams: list[np.ndarray], calibration: np.ndarray, source: str) -> None:
-    """Raise `DataError` where a tenth of the calibration rows `[rows, seq]` or more occur in the streams."""
-    haystack = b"".join(np.ascontiguousarray(stream, np.int32).tobytes() for stream in streams)
-    middle = calibration.shape[1] // 2
-    needles = [np.ascontiguousarray(row[middle : middle + _NEEDLE], np.int32).tobytes() for row in calibration]
-    known = sum(needle in haystack for needle in needles)
-    if known >= max(1, len(needles) / 10):
-        raise DataError(
-            f"{source} is the calibration text, too: {known} of {len(needles)} calibration rows occur in it",
-            hint="analyse on text that the calibration has not seen",
-        )

@@ -20,7 +20,6 @@ from teal_jax.cli.options import (
     parse_sparsities,
 )
 from teal_jax.cli.session import Session
-from teal_jax.errors import DataError
 
 if TYPE_CHECKING:
     from teal_jax.model import LanguageModel
@@ -127,9 +126,10 @@ def command(
         from teal_jax.analysis.rows import evaluation_rows
         from teal_jax.analysis.run import analyse
         from teal_jax.analysis.tables import tables
+        from teal_jax.evaluation.overlap import refuse_same_file
         from teal_jax.sparsity.greedy import GreedySettings
 
-        _refuse_same_file(data or [], calibration_data or [])
+        refuse_same_file(data or [], calibration_data or [])
         lm = open_model(session, model, dtype=dtype, revision=revision).dense()
         seq_len = min(512, lm.config.max_position) if seq_len is None else seq_len
         sizing = {"num_tokens": calibration_tokens, "seq_len": seq_len, "seed": seed}
@@ -183,12 +183,3 @@ def _bundled(session: Session) -> Path:
 
     session.note("no --data: scoring the bundled children's stories")
     return HELDOUT_TEXT
-
-
-def _refuse_same_file(texts: list[Path], calibration: list[Path]) -> None:
-    for text in texts:
-        if any(text.exists() and other.exists() and text.samefile(other) for other in calibration):
-            raise DataError(
-                f"{text} is the calibration text, too: it would flatter the thresholds",
-                hint="analyse on text that the calibration has not seen",
-            )
