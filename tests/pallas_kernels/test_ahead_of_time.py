@@ -1,5 +1,6 @@
 """Every decode kernel becomes machine code for four GPUs, and the decode loop copies neither weights nor cache."""
 
+import dataclasses
 import functools
 import math
 
@@ -16,6 +17,7 @@ from pallas_kernels.tiles import COUNTERS, decode_tiles
 from teal_jax.config import ModelConfig
 from teal_jax.model import random_model
 from teal_jax.nn.cache import init_cache
+from teal_jax.nn.compensation import Biased
 from teal_jax.nn.fused_step import fused_step
 from teal_jax.nn.gates import Dense, Threshold
 from tests.pallas_kernels import aot
@@ -136,8 +138,8 @@ def test_a_transposed_weight_would_show():
     assert list(aot.copies(aot.compile_for("h200", f, *args), D * D))
 
 
-@pytest.mark.parametrize("sparse", [True, False])
-def test_the_decode_loop_copies_neither_weights_nor_cache(sparse):
+@pytest.mark.parametrize("kind", ["dense", "threshold", "scaled and biased"])
+def test_the_decode_loop_copies_neither_weights_nor_cache(kind):
     config = ModelConfig(
         vocab_size=32000,
         d_model=1024,
@@ -151,7 +153,13 @@ def test_the_decode_loop_copies_neither_weights_nor_cache(sparse):
     )
     weights = jax.eval_shape(lambda: random_model(config, dtype=jnp.bfloat16).params["weights"])
     cache = jax.eval_shape(lambda: init_cache(config, 1, 4096, jnp.bfloat16))
-    gates = Threshold(shape(2, 7, dtype=jnp.float32)) if sparse else Dense()
+    thresholds = Threshold(shape(2, 7, dtype=jnp.float32))
+    scale, bias = (
+        tuple(tuple(shape(sizes[axis], dtype=jnp.float32) for sizes in config.projection_shapes) for _ in range(2))
+        for axis in (0, 1)
+    )
+    scaled = Biased(dataclasses.replace(thresholds, scale=scale), bias)
+    gates = {"dense": Dense(), "threshold": thresholds, "scaled and biased": scaled}[kind]
 
     def decode(weights, gates, token, cache):
         def step(_, carry):
