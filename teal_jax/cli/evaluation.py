@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from teal_jax.cli.models import Sparsifier, open_model
 from teal_jax.cli.session import Session
+from teal_jax.errors import PlanError
 
 if TYPE_CHECKING:
     from teal_jax.evaluation.report import EvaluationReport
@@ -165,6 +166,11 @@ class Evaluation:
         elif self._calibration_file is not None:
             self._sparsifier.calibration = Calibration.load(self._calibration_file)
         calibration = self._sparsifier.calibration
+        if calibration.config.fingerprint != self._lm.config.fingerprint:
+            raise PlanError(
+                f"the calibration is for another model ({calibration.notes.get('model', 'unknown')})",
+                hint="calibrate this model: leave --calibration out, or teal calibrate",
+            )
         if not kept.exists():
             calibration.save(kept)
         return calibration
