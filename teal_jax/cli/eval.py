@@ -13,6 +13,7 @@ EPILOG = examples(
     "teal eval embedded",
     "teal eval mistral-7b --data test.jsonl --calibration-data train.jsonl --sparsity 0.25,0.4,0.5 --out mistral-eval",
     "teal eval llama-2-7b --data test.txt --protocol teal --calibration calib.npz --method greedy --plot ppl.png",
+    "teal eval mistral-7b --sparsity 0.4 --tasks hellaswag,gsm8k --task-limit 200",
     "teal eval --render mistral-eval/report.json",
 )
 
@@ -78,6 +79,13 @@ def command(
         list[Path] | None,
         typer.Option("--calibration-data", metavar="FILE", help="Calibrate on this; may be repeated."),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks", metavar="LIST", help="Also tasks of lm-evaluation-harness (names, .yaml files; default: ours)."
+        ),
+    ] = None,
+    task_limit: Annotated[int | None, typer.Option("--task-limit", min=1, help="Documents a task; to try out.")] = None,
     full_search: Annotated[
         bool,
         typer.Option("--full-search", help="On a CPU too, the greedy search that allocate does; it takes minutes."),
@@ -118,6 +126,7 @@ def command(
     if (model is None) == (render is None):
         raise typer.BadParameter("give a MODEL to evaluate, or --render REPORT.json")
     with Session(quiet=quiet, as_json=as_json, debug=debug, offline=offline) as session:
+        from teal_jax.cli.eval_tasks import parse_tasks, score_tasks, show_tasks
         from teal_jax.cli.evaluation import Evaluation, show
         from teal_jax.evaluation.report import EvaluationReport
         from teal_jax.evaluation.settings import EvaluationSettings
@@ -145,5 +154,10 @@ def command(
             full_search=full_search,
             loading={"dtype": dtype, "revision": revision},
         )
+        names = None if tasks is None else parse_tasks(tasks)
         directory = evaluation.open(out)
-        show(session, evaluation.run(directory), directory.path, plot=plot)
+        report, more = evaluation.run(directory), ({}, [])
+        if names is not None:
+            models = evaluation.models(directory)
+            more = show_tasks(score_tasks(models, names, directory.path, limit=task_limit, progress=session.progress))
+        show(session, report, directory.path, plot=plot, more=more)

@@ -1,10 +1,11 @@
 """What `teal eval` does: from its options to a swept directory and a report."""
 
 import dataclasses
+import functools
 import hashlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from teal_jax.evaluation.report import EvaluationReport
     from teal_jax.evaluation.run_directory import RunDirectory
     from teal_jax.evaluation.settings import EvaluationSettings
+    from teal_jax.model import LanguageModel
     from teal_jax.sparsity.statistics import Calibration
 
 _BUNDLED_TOKENS = 8192
@@ -157,6 +159,14 @@ class Evaluation:
             notes=notes,
         )
 
+    def models(self, directory: "RunDirectory") -> "Iterator[tuple[str, float, Callable[[], LanguageModel]]]":
+        """The dense model, and every method and target that has been measured: name, target, how to get it."""
+        yield "dense", 0.0, self._lm.dense
+        for method in self._methods:
+            for target in self._targets:
+                if target > 0 and directory.cell(method, target) is not None:
+                    yield method, target, functools.partial(self._sparsifier, target, method)
+
     def _calibrate(self, directory: "RunDirectory") -> "Calibration":
         from teal_jax.sparsity.statistics import Calibration
 
@@ -205,8 +215,9 @@ def show(
     stem: str = "report",
     plot: Path | None = None,
     again: bool = False,
+    more: tuple[dict[str, Any], list[Any]] = ({}, []),
 ) -> None:
-    """Write `stem`.json (not `again`) and `stem`.html into `folder`; the table and their paths are the result."""
+    """Write `stem`.json (not `again`) and `stem`.html into `folder`; tables and paths are the result."""
     from teal_jax.evaluation.page import write_page
     from teal_jax.evaluation.run_directory import write_json
     from teal_jax.evaluation.table import against_table, evaluation_table
@@ -224,11 +235,11 @@ def show(
     if against is not None:
         shown += [against, "Loss: log perplexity over the dense model's, at the same target and on the same text."]
     shown += [f"note: {note}" for note in report.notes]
-    values = report.to_dict() | {"files": [str(path) for path in paths]}
+    values = report.to_dict() | more[0] | {"files": [str(path) for path in paths]}
     if plot is not None:
         values["plot"] = str(_plot(report, plot))
         paths.append(plot)
-    session.result(values, *shown, *(f"written: {path}" for path in paths))
+    session.result(values, *shown, *more[1], *(f"written: {path}" for path in paths))
 
 
 def _plot(report: "EvaluationReport", path: Path) -> Path:

@@ -64,6 +64,13 @@ class TaskResults:
         """JSON-ready."""
         return dataclasses.asdict(self) | {"scores": [score._asdict() for score in self.scores]}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TaskResults":
+        """What `as_dict` gave."""
+        fields: dict[str, Any] = dict(values)
+        fields["scores"] = tuple(TaskScore(**score) for score in fields["scores"])
+        return cls(**fields)
+
 
 def read_scores(results: Mapping[str, Any]) -> tuple[TaskScore, ...]:
     """The scores in what `lm_eval.simple_evaluate` returns: tasks in its order, then groups."""
