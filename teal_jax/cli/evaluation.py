@@ -248,7 +248,7 @@ def _plot(report: "EvaluationReport", path: Path) -> Path:
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in report.rows:
         if row["target"] > 0:
-            curves.setdefault(row["method"], []).append((row["realised"], row["ppl"]))
+            curves.setdefault(row["method"], []).append((row["unread"], row["ppl"]))
     return plot_perplexity(curves, path, dense=report.rows[0]["ppl"], title=f"Perplexity of {report.model}")
 
 

@@ -11,7 +11,7 @@ from teal_jax.evaluation.comparison import DenseSide, compare
 from teal_jax.evaluation.generated import Prompted, agreement, continue_prompts, dense_sides, repeated_ngrams
 from teal_jax.evaluation.settings import EvaluationSettings
 from teal_jax.evaluation.text import EvaluationText
-from teal_jax.evaluation.weight_bytes import weight_bytes
+from teal_jax.evaluation.weight_bytes import unread_share, weight_bytes
 from teal_jax.model import LanguageModel
 from teal_jax.sparsity.plan import model_sparsity
 
@@ -31,7 +31,7 @@ class Cell:
       same, asked: see `agreement`; by prompt.
       repetition: by kind of sampling, by prompt: `[repeated n-grams, n-grams]`.
       sample: the greedy continuation of the first prompt, text; None without a tokenizer or prompts.
-      weight_bytes: read for one token.
+      weight_bytes: read for one token. unread: see `unread_share`.
       sparsity: the plan's, by layer and projection; None when dense.
       notes: the plan's, on its allocation.
       seconds: by stage.
@@ -49,6 +49,7 @@ class Cell:
     repetition: dict[str, list[list[int]]]
     sample: str | None
     weight_bytes: int
+    unread: float
     sparsity: list[list[float]] | None
     notes: dict[str, Any]
     seconds: dict[str, float]
@@ -120,6 +121,7 @@ def measure(method: str, target: float, sparse: LanguageModel, shared: Shared, *
         repetition=repetition,
         sample=sample,
         weight_bytes=weight_bytes(sparse, found.realised),
+        unread=unread_share(sparse, found.realised),
         sparsity=None if plan is None else np.round(plan.sparsity, 6).tolist(),
         notes={} if plan is None else dict(plan.notes.get("allocation", {})),
         seconds={"scoring": round(scored - start, 2), "generating": round(time.perf_counter() - scored, 2)},

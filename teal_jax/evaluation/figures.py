@@ -119,8 +119,8 @@ def _curves(
             axes.axhline(dense, color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
             values.append(dense)
         for method, style in method_styles(report).items():
-            rows = sorted((row for row in report.rows if row["method"] == method), key=lambda row: row["realised"])
-            points = [(100 * row["realised"], *read(row)) for row in rows]
+            rows = sorted((row for row in report.rows if row["method"] == method), key=lambda row: row["unread"])
+            points = [(100 * row["unread"], *read(row)) for row in rows]
             points = [point for point in points if point[1] is not None]
             if not points:
                 continue
@@ -143,7 +143,7 @@ def _curves(
             axes.set_yscale("log")
             plain_log_ticks(axes)
         axes.set_title(title)
-        axes.set_xlabel("realised sparsity, %")
+        axes.set_xlabel("realised: block weights left unread, %")
         axes.set_ylabel(unit)
         axes.set_xlim(left=0)
         if not log:

@@ -185,11 +185,13 @@ def _warnings(
     if settings.prompts > len(prompted.prompts):
         found.append(f"Too little text for {settings.prompts} prompts: there are {len(prompted.prompts)}.")
     for cell in cells:
-        if abs(cell.realised_sparsity - cell.target) > settings.tolerance:
-            target, realised, tolerance = 100 * cell.target, 100 * cell.realised_sparsity, 100 * settings.tolerance
+        if abs(cell.unread - cell.target) > settings.tolerance:
+            own = abs(cell.unread - cell.realised_sparsity) > 0.001
             found.append(
-                f"{cell.method} did not reach its target of {target:g} %: {realised:.1f} % were realised "
-                f"(tolerance {tolerance:g} points)."
+                f"{cell.method} did not reach its target of {100 * cell.target:g} %: "
+                + (f"{100 * cell.realised_sparsity:.1f} % of the rows were dropped, but with its own matrices " * own)
+                + f"{100 * cell.unread:.1f} % of the block weights were left unread (tolerance "
+                f"{100 * settings.tolerance:g} points)."
             )
     found += [f"{f.method} has no plan for {100 * f.target:g} %: {f.reason}." for f in failures]
     return found

@@ -20,6 +20,7 @@ class Row:
     Attributes:
       method, target: `"dense"` at 0.
       realised: model sparsity counted on the scored tokens.
+      unread: share of the blocks' weight bytes left unread: `realised`, less what a method's own matrices read.
       reached: whether that is within the tolerance of the target.
       ppl: `exp(nll per token)`. ratio: over the dense model's. kl: KL(dense || sparse), nats a token.
       bits_per_byte: nll of all scored tokens over the bytes of their text; None without a tokenizer that tells.
@@ -33,6 +34,7 @@ class Row:
     method: str
     target: float
     realised: float
+    unread: float
     reached: bool
     ppl: float
     ppl_interval: Interval | None
@@ -108,7 +110,8 @@ class Statistics:
             method=cell.method,
             target=cell.target,
             realised=cell.realised_sparsity,
-            reached=abs(cell.realised_sparsity - cell.target) <= self.settings.tolerance,
+            unread=cell.unread,
+            reached=abs(cell.unread - cell.target) <= self.settings.tolerance,
             ppl=_exp(total / count),
             ppl_interval=interval(lambda a, k, d, n, b: _exp(a / n)),
             ratio=_exp((total - dense.sum()) / count),

@@ -12,6 +12,10 @@ from teal_jax.tables import percent, size
 _FIRST_TO_GO = ("(sampled)", "bits/byte", "repeats", "x dense", "read", "top-1")
 
 
+_OWN_MATRICES = 0.001
+"""Difference between realised and unread that is worth a column; below is rounding."""
+
+
 class Column(NamedTuple):
     """A heading, what it means, and by row the value and its interval; "" where there is none."""
 
@@ -32,7 +36,7 @@ def columns_of(report: EvaluationReport) -> list[Column]:
     found = [
         Column(
             "realised",
-            "model sparsity counted on the scored tokens; ! where it is not the target's, within "
+            "model sparsity counted on the scored tokens; ! where what is left unread is not the target's, within "
             f"{100 * report.settings['tolerance']:g} points",
             [(sparse(r, percent(r["realised"]) + ("" if r["reached"] else " !")), "") for r in rows],
         ),
@@ -43,6 +47,9 @@ def columns_of(report: EvaluationReport) -> list[Column]:
             [(sparse(r, _number(r["ratio"])), sparse(r, _span(r["ratio_interval"]))) for r in rows],
         ),
     ]
+    if any(abs(row["unread"] - row["realised"]) > _OWN_MATRICES for row in rows):
+        meaning = "share of the block weights left unread: realised, less what a method's own matrices read"
+        found.insert(1, Column("unread", meaning, [(sparse(r, percent(r["unread"])), "") for r in rows]))
     if rows[0]["bits_per_byte"] is not None:
         cells = [(_number(r["bits_per_byte"]), _span(r["bits_per_byte_interval"])) for r in rows]
         found.append(Column("bits/byte", "bits of all scored tokens over the bytes of their text", cells))

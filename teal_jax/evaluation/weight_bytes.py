@@ -23,6 +23,16 @@ def weight_bytes(lm: LanguageModel, realised: np.ndarray) -> int:
     return round(lm.dtype.itemsize * blocks) + _gate_bytes(lm)
 
 
+def unread_share(lm: LanguageModel, realised: np.ndarray) -> float:
+    """Share of the blocks' weight bytes that a token does not read: the realised sparsity, less what the gates hold.
+
+    Below 0 where a compensation reads more than is dropped.
+    """
+    blocks = lm.config.num_layers * sum(lm.config.projection_sizes)
+    head = lm.config.vocab_size * lm.config.d_model
+    return 1 - (weight_bytes(lm, realised) / lm.dtype.itemsize - head) / blocks
+
+
 def _gate_bytes(lm: LanguageModel) -> int:
     """Bytes of the matrices in the gates; one that several projections share counts once."""
     thresholds = (lm.config.num_layers, len(PROJECTIONS))

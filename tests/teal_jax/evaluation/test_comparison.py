@@ -4,7 +4,7 @@ import pytest
 import teal_jax
 from teal_jax.config import SITE_OF_PROJECTION
 from teal_jax.evaluation.comparison import DenseSide, compare
-from teal_jax.evaluation.weight_bytes import weight_bytes
+from teal_jax.evaluation.weight_bytes import unread_share, weight_bytes
 from teal_jax.nn.gates import Dense
 from teal_jax.scoring import lay_windows
 from tests.reference import TINY, block, norm, tiny_model, tiny_tokens, weights64
@@ -107,6 +107,10 @@ def test_weight_bytes_count_a_shared_matrix_once(lm, sparse):
     gates = [Dense(), {"rotation": rotation, "scale": jnp.ones(8)}, {"rotation": rotation, "a": jnp.ones((8, 2))}]
     held = dataclasses.replace(lm, params={"weights": lm.params["weights"], "gates": gates})
     assert weight_bytes(held, nothing) == weight_bytes(lm, nothing) + 4 * (64 + 16)
+    blocks = 2 * sum(TINY.projection_sizes)
+    half = np.full((2, 7), 0.5)
+    assert unread_share(lm, half) == pytest.approx(0.5)
+    assert unread_share(held, half) == pytest.approx(0.5 - 80 / blocks)
 
 
 def test_kept_or_computed_again_is_the_same(lm, sparse, monkeypatch):

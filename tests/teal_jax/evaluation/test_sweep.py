@@ -200,6 +200,7 @@ def test_rows_against_numpy(text, swept):
     assert row.agreement == sum(cell.same) / sum(cell.asked)
     assert row.ppl_interval.low < row.ppl < row.ppl_interval.high
     assert row.weight_bytes_share == cell.weight_bytes / dense.weight_bytes < 1
+    assert row.unread == pytest.approx(row.realised, abs=1e-5)
     assert row.bits_per_byte is None
     # Three prompts cannot carry a 95 % interval.
     assert row.agreement_interval is None
@@ -249,6 +250,16 @@ def test_a_missed_target_and_too_little_text_are_said(lm, calibration, tmp_path)
     report = report_of(lm, long, cells, failures, prompted)
     assert "fewer than 20 documents" in " ".join(report.notes)
     assert report.rows[1]["ppl_interval"] is not None
+
+
+def test_own_matrices_count_against_the_target(lm, text, swept):
+    _, cells, failures, prompted = swept
+    rotated = dataclasses.replace(cells[3], method="turned", unread=0.2)
+    report = report_of(lm, text, [cells[0], cells[3], rotated], failures, prompted)
+    assert [row["reached"] for row in report.rows] == [True, True, False]
+    assert "with its own matrices 20.0 % of the block weights were left unread" in " ".join(report.notes)
+    unread = next(column for column in columns_of(report) if column.heading == "unread")
+    assert unread.cells[2][0] == "20.0 %"
 
 
 def test_the_report_survives_its_file(lm, text, calibration, swept, tmp_path):
