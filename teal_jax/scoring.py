@@ -77,7 +77,7 @@ def windows(length: int, context: int, window: int, protocol: Protocol) -> list[
     return result
 
 
-def _dropped(taps: Taps, gates: BlockGates) -> jax.Array:
+def dropped_channels(taps: Taps, gates: BlockGates) -> jax.Array:
     """Input channels each projection drops, float32 `[7]`, over the tokens that the gates act on.
 
     What CATS drops of up are outputs: counted as the inputs of up that hold as many weights.
@@ -120,7 +120,7 @@ def _score(config: ModelConfig) -> Any:
         params: Params, tokens: jax.Array, mask: jax.Array, where: jax.Array, scored: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Negative log-likelihoods `[batch, seq - 1]` (0 where not scored), and dropped channels `[layers, 7]`."""
-        x, dropped = model_functions(config).forward(params, tokens, where, mask, _dropped)
+        x, dropped = model_functions(config).forward(params, tokens, where, mask, dropped_channels)
         nll = token_nll(nnx.merge(graphdef, params["weights"]), x, tokens)
         return jnp.where(scored[:, 1:], nll, 0), jnp.stack(dropped)
 

@@ -15,7 +15,7 @@ from teal_jax.model import LanguageModel, Params, abstract_decoder
 from teal_jax.nn.attention import make_context
 from teal_jax.nn.gates import Dense
 from teal_jax.progress import track
-from teal_jax.scoring import Batch, Layout, _dropped
+from teal_jax.scoring import Batch, Layout, dropped_channels
 
 _LOGITS_AT_ONCE = 1024
 
@@ -112,7 +112,7 @@ def _compare(config: ModelConfig) -> Any:
         dropped, errors = [], []
         for i, block in enumerate(model.layers):
             x, _, taps = block(x, gates[i], context)
-            dropped.append(_dropped(taps, gates[i]))
+            dropped.append(dropped_channels(taps, gates[i]))
             here = x.reshape(-1, x.shape[-1])[at]
             a, b = (value.astype(jnp.float32) for value in (streams[i], here))
             error = jnp.linalg.norm(b - a, axis=-1) / jnp.linalg.norm(a, axis=-1)

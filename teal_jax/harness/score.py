@@ -13,7 +13,7 @@ from teal_jax.config import PROJECTIONS, ModelConfig
 from teal_jax.harness.rows import Row, padded_length
 from teal_jax.model import LanguageModel, Params, abstract_decoder, model_functions
 from teal_jax.progress import Bar
-from teal_jax.scoring import _dropped
+from teal_jax.scoring import dropped_channels
 from teal_jax.sparsity.plan import model_sparsity
 
 _TOKENS_PER_BATCH = 4096
@@ -57,7 +57,7 @@ def _score(config: ModelConfig) -> Callable[..., tuple[jax.Array, jax.Array, jax
         params: Params, inputs: jax.Array, targets: jax.Array, mask: jax.Array, where: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Log-probabilities and top-1 hits of the targets `[batch, seq]`, and dropped channels `[layers, 7]`."""
-        x, dropped = model_functions(config).forward(params, inputs, where, mask, _dropped)
+        x, dropped = model_functions(config).forward(params, inputs, where, mask, dropped_channels)
         model = nnx.merge(graphdef, params["weights"])
 
         def of_token(pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
