@@ -82,9 +82,10 @@ def _model_functions(config: ModelConfig, implementation: Implementation | None)
         where: jax.Array,
         mask: jax.Array | None = None,
         observe: Observer | None = None,
+        remat: bool = False,
     ) -> tuple[jax.Array, list[Any]]:
         model = nnx.merge(graphdef, params["weights"])
-        return model.hidden(tokens, params["gates"].on(where), mask=mask, observe=observe)
+        return model.hidden(tokens, params["gates"].on(where), mask=mask, observe=observe, remat=remat)
 
     return ModelFunctions(prefill, decode_step, forward)
 

@@ -53,6 +53,7 @@ class Decoder(nnx.Module):
         *,
         mask: jax.Array | None = None,
         observe: Observer | None = None,
+        remat: bool = False,
     ) -> tuple[jax.Array, list[Any]]:
         """The residual stream after the last block, before the final norm, for whole sequences.
 
@@ -61,6 +62,7 @@ class Decoder(nnx.Module):
           gates: `Dense()`, a `Threshold` or `TopK` with `[layers, 7]` values, or `Gates`.
           mask: bool `[batch, seq]`, False for padding, on either side; None: all real.
           observe: see `Observer`.
+          remat: a backward pass computes each block again instead of keeping what it computed.
 
         Returns:
           `[batch, seq, d_model]`, and the observations (empty without an observer).
@@ -70,9 +72,14 @@ class Decoder(nnx.Module):
         x = self.embed.weight[...][tokens]
         observed = []
         for i, block in enumerate(self.layers):
-            x, _, taps = block(x, gates[i], context)
+
+            def run(x: jax.Array, gate: Any, block: Block = block) -> tuple[jax.Array, Any]:
+                y, _, taps = block(x, gate, context)
+                return y, None if observe is None else observe(taps, gate)
+
+            x, found = (jax.checkpoint(run) if remat else run)(x, gates[i])
             if observe is not None:
-                observed.append(observe(taps, gates[i]))
+                observed.append(found)
         return x, observed
 
     def extend(

@@ -43,10 +43,19 @@ def mean_divergence(dense: jax.Array, sparse: jax.Array) -> jax.Array:
 
 
 def log_probabilities(
-    config: ModelConfig, weights: dict[str, Any], gates: ModelGates, tokens: jax.Array, observe: Observer | None = None
+    config: ModelConfig,
+    weights: dict[str, Any],
+    gates: ModelGates,
+    tokens: jax.Array,
+    observe: Observer | None = None,
+    *,
+    remat: bool = False,
 ) -> tuple[jax.Array, list[Any]]:
-    """Log-probabilities float32 `[rows, seq, vocab]`, every token gated; and what `observe` found."""
+    """Log-probabilities float32 `[rows, seq, vocab]`, every token gated; and what `observe` found.
+
+    With `remat` a backward pass keeps one activation a block and computes the rest again.
+    """
     graphdef, _ = nnx.split(abstract_decoder(config))
     params = {"weights": weights, "gates": gates}
-    x, found = model_functions(config).forward(params, tokens, jnp.ones(tokens.shape, bool), None, observe)
+    x, found = model_functions(config).forward(params, tokens, jnp.ones(tokens.shape, bool), None, observe, remat)
     return jax.nn.log_softmax(nnx.merge(graphdef, weights).logits(x)), found
