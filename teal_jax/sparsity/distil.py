@@ -42,7 +42,8 @@ class DistilSettings:
     Attributes:
       steps: of Adam, >= 1; warm-up over a twentieth of them, then a cosine to 2 %.
       tokens_per_step: calibration tokens in a step; at least one row is taken.
-      threshold_rate: learning rate of log thresholds. bias_rate: of biases.
+      threshold_rate: learning rate of log thresholds. bias_rate: of biases, relative to the projection's output:
+        outputs of one model differ by two orders of magnitude.
       exponents: also learn exponents of the score's norm, at `exponent_rate`. Off: the score is |x_i|, which is what
         the GPU kernels take, and on the models it was tried on exponents gained nothing.
       softness: of the gates' derivative, relative to the threshold, at the first and at the last step.
@@ -52,7 +53,7 @@ class DistilSettings:
     steps: int = 300
     tokens_per_step: int = 1024
     threshold_rate: float = 0.03
-    bias_rate: float = 0.01
+    bias_rate: float = 0.02
     exponents: bool = False
     exponent_rate: float = 0.03
     softness: tuple[float, float] = (0.5, 0.1)
@@ -116,6 +117,7 @@ def distil(
     }
     learnt = {name: given[name] for name in learn}
     fixed = {name: value for name, value in given.items() if name not in learn}
+    fixed["output"] = output_scales(config, weights, tokens)
     norms = log_norms(weights, config) if "exponent" in learn else None
     program = _program(config, learn, settings)
     state, multiplier, values = program.start(learnt), jnp.float32(1), []
@@ -130,13 +132,17 @@ def distil(
         )
         values.append(value)
     tenth = max(1, settings.steps // 10)
-    found = given | learnt
+    found = fixed | learnt
     if "threshold" in learn:
         found["threshold"] = found["threshold"] + _meet(config, weights, found, norms, tokens, target)
     return Learnt(
         thresholds=np.exp(np.asarray(found["threshold"], np.float64)).astype(np.float32),
         exponents=np.asarray(found["exponent"], np.float64),
-        biases={(i, j): np.asarray(bias) for i, row in enumerate(found["bias"]) for j, bias in enumerate(row)},
+        biases={
+            (i, j): np.asarray(bias * found["output"][i, j])
+            for i, row in enumerate(found["bias"])
+            for j, bias in enumerate(row)
+        },
         sparsity=_realised(config, weights, found, norms, tokens),
         divergence=(float(np.mean(values[:tenth])), float(np.mean(values[-tenth:]))),
     )
@@ -198,12 +204,37 @@ def log_norms(weights: dict[str, Any], config: ModelConfig) -> Norms:
     ]
 
 
+def output_scales(config: ModelConfig, weights: dict[str, Any], tokens: np.ndarray) -> jax.Array:
+    """Root mean square of each projection's output, float32 `[layers, 7]`, were its inputs uncorrelated.
+
+    `sqrt(sum_i E[x_i^2] |W[i, :]|^2 / d_out)`, on at most `COUNTED` tokens, the model dense.
+    """
+    squares = _squares(config)(weights, jnp.asarray(tokens[: max(1, COUNTED // tokens.shape[1])]))
+    rows = [
+        [
+            jnp.sqrt(square @ jnp.sum(jnp.square(weight.astype(jnp.float32)), axis=1) / weight.shape[1])
+            for square, weight in zip(layer_squares, layer_weights(weights, layer), strict=True)
+        ]
+        for layer, layer_squares in enumerate(squares)
+    ]
+    return jnp.array(rows)
+
+
+@functools.cache
+def _squares(config: ModelConfig) -> Any:
+    def observe(taps: Taps, gates: BlockGates) -> list[jax.Array]:
+        return [jnp.mean(jnp.square(taps[site].astype(jnp.float32)), axis=(0, 1)) for site in SITE_OF_PROJECTION]
+
+    return jax.jit(lambda weights, tokens: log_probabilities(config, weights, Dense(), tokens, observe)[1])
+
+
 def soft_gates(values: dict[str, Any], norms: Norms | None, width: jax.Array) -> Gates:
     """The gates of one step; without `norms` the score is |x_i|."""
 
     def one(layer: int, i: int) -> Biased:
         scale = None if norms is None else jnp.exp(values["exponent"][layer, i] * norms[layer][i])
-        return Biased(Soft(jnp.exp(values["threshold"][layer, i]), scale, width), values["bias"][layer][i])
+        bias = values["output"][layer, i] * values["bias"][layer][i]
+        return Biased(Soft(jnp.exp(values["threshold"][layer, i]), scale, width), bias)
 
     layers, seven = range(len(values["bias"])), range(len(PROJECTIONS))
     return Gates(tuple(tuple(one(layer, i) for i in seven) for layer in layers))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import teal_jax
+from teal_jax.config import SITE_OF_PROJECTION
 from teal_jax.nn.gates import Dense
-from teal_jax.sparsity.distil import DistilSettings, distil, log_norms, soft_gates
+from teal_jax.sparsity.distil import DistilSettings, distil, log_norms, output_scales, soft_gates
 from teal_jax.sparsity.divergence import divergence, log_probabilities, mean_divergence
 from teal_jax.sparsity.gating import layer_weights
 from teal_jax.sparsity.plan import model_sparsity
@@ -84,6 +85,7 @@ def test_bias_gradients_match_finite_differences(lm):
         values = {
             "threshold": jnp.full((2, 7), -20.0),
             "exponent": jnp.zeros((2, 7)),
+            "output": jnp.ones((2, 7)),
             "bias": [[jnp.zeros(n) for _, n in TINY.projection_shapes] for _ in range(2)],
         }
         values["bias"][1][6] = bias
@@ -101,6 +103,15 @@ def test_norms_are_those_of_the_rows(lm):
     weight = np.asarray(layer_weights(lm.params["weights"], 1)[6], np.float64)
     norms = np.linalg.norm(weight, axis=1)
     np.testing.assert_allclose(found[1][6], np.log(norms / norms.max()), atol=1e-5)
+
+
+def test_output_scales_match_float64(lm, calibration):
+    found = output_scales(TINY, lm.params["weights"], calibration.tokens)
+    for i, site in enumerate(SITE_OF_PROJECTION):
+        x = np.concatenate([forward(lm, row)[1][1][site] for row in calibration.tokens])
+        weight = np.asarray(layer_weights(lm.params["weights"], 1)[i], np.float64)
+        expected = np.sqrt(((x**2).mean(0)[:, None] * weight**2).sum() / weight.shape[1])
+        assert found[1, i] == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"tokens_per_step": 0}, {"softness": (0.0, 0.1)}])
