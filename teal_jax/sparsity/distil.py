@@ -31,6 +31,9 @@ PENALTY, STEP_OF_MULTIPLIER = 50.0, 5.0
 COUNTED = 8192
 """Calibration tokens that realised sparsity is counted on."""
 
+KEPT_BYTES = 1 << 30
+"""Activations that a step may keep for its backward pass; a larger model computes its blocks again."""
+
 SMALLEST_NORM = 1e-3
 """Of a row of W, over the largest: below it an exponent has no more to say."""
 
@@ -96,7 +99,7 @@ def distil(
 ) -> Learnt:
     """Train what `learn` names; the weights stay as they are.
 
-    Memory: the activations of one step's forward pass, kept for the backward pass.
+    Memory: the activations of one step's forward pass, or one a block (`KEPT_BYTES`), kept for the backward pass.
 
     Args:
       lm: the model; its gates are ignored.
@@ -181,10 +184,11 @@ def _program(config: ModelConfig, learn: tuple[str, ...], settings: DistilSettin
         norms: Norms | None,
     ) -> tuple[Any, Any, jax.Array, jax.Array]:
         dense, _ = log_probabilities(config, weights, Dense(), tokens)
+        remat = activation_bytes(config, tokens.size, dense.dtype.itemsize) > KEPT_BYTES
 
         def loss(learnt: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             gates = soft_gates(learnt | fixed, norms, width)
-            sparse, dropped = log_probabilities(config, weights, gates, tokens, _dropped_share)
+            sparse, dropped = log_probabilities(config, weights, gates, tokens, _dropped_share, remat=remat)
             value, gap = mean_divergence(dense, sparse), target - _mean(config, jnp.stack(dropped))
             held = multiplier * gap + 0.5 * PENALTY * gap**2 if "threshold" in learn else 0.0
             return value + held, (value, gap)
@@ -194,6 +198,11 @@ def _program(config: ModelConfig, learn: tuple[str, ...], settings: DistilSettin
         return optax.apply_updates(learnt, updates), state, multiplier + STEP_OF_MULTIPLIER * gap, value
 
     return _Program(optimizer.init, step)
+
+
+def activation_bytes(config: ModelConfig, tokens: int, itemsize: int) -> int:
+    """About what a backward pass keeps: a few vectors of each width a token and layer."""
+    return config.num_layers * tokens * (8 * config.d_model + 4 * config.d_mlp) * itemsize
 
 
 def log_norms(weights: dict[str, Any], config: ModelConfig) -> Norms:

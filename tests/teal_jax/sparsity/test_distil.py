@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,15 @@ import pytest
 import teal_jax
 from teal_jax.config import SITE_OF_PROJECTION
 from teal_jax.nn.gates import Dense
-from teal_jax.sparsity.distil import DistilSettings, distil, log_norms, output_scales, soft_gates
+from teal_jax.sparsity.distil import (
+    KEPT_BYTES,
+    DistilSettings,
+    activation_bytes,
+    distil,
+    log_norms,
+    output_scales,
+    soft_gates,
+)
 from teal_jax.sparsity.divergence import divergence, log_probabilities, mean_divergence
 from teal_jax.sparsity.gating import layer_weights
 from teal_jax.sparsity.plan import model_sparsity
@@ -118,3 +128,25 @@ def test_output_scales_match_float64(lm, calibration):
 def test_settings_are_checked(bad):
     with pytest.raises(ValueError, match=r"must be >"):
         DistilSettings(**bad)
+
+
+def test_computing_blocks_again_changes_no_gradient(lm):
+    tokens = jnp.asarray(tiny_tokens(2, 10))
+    biases = [[jnp.full(n, 0.01) for _, n in TINY.projection_shapes] for _ in range(TINY.num_layers)]
+    values = {"threshold": jnp.full((2, 7), -2.0), "bias": biases, "output": jnp.ones((2, 7))}
+
+    def loss(values, remat):
+        weights = lm.params["weights"]
+        dense, _ = log_probabilities(TINY, weights, Dense(), tokens)
+        gates = soft_gates(values, None, jnp.float32(0.3))
+        return mean_divergence(dense, log_probabilities(TINY, weights, gates, tokens, remat=remat)[0])
+
+    kept, again = (jax.jit(jax.grad(lambda v, remat=remat: loss(v, remat)))(values) for remat in (False, True))
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert max(float(jnp.abs(a).max()) for a in jax.tree.leaves(kept)) > 1e-3
+
+
+def test_a_large_model_keeps_one_activation_a_block():
+    large = dataclasses.replace(TINY, d_model=4096, d_mlp=14336, num_layers=32)
+    assert activation_bytes(TINY, 1024, 4) < KEPT_BYTES < activation_bytes(large, 1024, 2)
