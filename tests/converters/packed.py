@@ -7,7 +7,7 @@ import numpy as np
 
 from tests.converters.tiny_checkpoint import HF_CONFIG
 
-PACKABLE = HF_CONFIG | {"hidden_size": 16, "intermediate_size": 24, "head_dim": 8, "torch_dtype": "float16"}
+PACKABLE = HF_CONFIG | {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 32, "head_dim": 8}
 """A config whose widths are multiples of eight."""
 
 GROUP = 8
