@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from converters.quantization_config import Quantization, parse_quantization
 from teal_jax.config import ModelConfig, RopeConfig
 from teal_jax.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 
@@ -45,6 +46,15 @@ def read_config(directory: str | Path) -> ModelConfig:
     generation = directory / GENERATION_CONFIG_FILE
     extra = _read_json(generation) if generation.is_file() else {}
     return config_from_hf(_read_json(path), generation_config=extra)
+
+
+def read_quantization(directory: str | Path) -> Quantization | None:
+    """How the weights in `directory` are quantised, by its `config.json`; None: they are not, or there is no such file.
+
+    Raises as `read_config` does.
+    """
+    path = Path(directory) / CONFIG_FILE
+    return parse_quantization(_read_json(path)) if path.is_file() else None
 
 
 def config_from_hf(fields: Mapping[str, Any], *, generation_config: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -167,13 +177,7 @@ def _family(fields: Mapping[str, Any]) -> str:
 
 def _refuse_unsupported(fields: Mapping[str, Any]) -> None:
     """The options that transformers' Llama and Mistral obey and this library does not."""
-    if fields.get("quantization_config"):
-        quantization = fields["quantization_config"]
-        method = quantization.get("quant_method", "?") if isinstance(quantization, Mapping) else quantization
-        raise UnsupportedModelError(
-            f"quantised checkpoints (quantization_config: {method}) are not supported",
-            hint="use the original checkpoint in bfloat16, float16 or float32",
-        )
+    parse_quantization(fields)  # only for what it refuses
     if (activation := fields.get("hidden_act", "silu")) != "silu":
         raise UnsupportedModelError(f"hidden_act {activation!r} is not supported: expected 'silu'")
     kinds = sorted(set(map(str, fields.get("layer_types") or ())))

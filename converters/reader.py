@@ -3,11 +3,13 @@
 All headers are checked against the config before a single weight is read, so a wrong checkpoint fails in a moment.
 Then, shard by shard in file order: copy one tensor out of the mapped file, look for NaN, start its way to the device,
 where it is cast and transposed, and read the next one meanwhile. Host memory: one mapped shard and two tensors.
+The projections of an AWQ or GPTQ checkpoint are unpacked on the way, one by one, and become what the caller asks for.
 """
 
 import contextlib
 import functools
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from converters.grouped import GroupedWeight
+from converters.hf_config import read_quantization
 from converters.keys import TensorKey, check_shapes, is_ignored, set_leaf, tensor_keys
+from converters.quantized_module import QuantizedModule, quantized_modules, read_module
 from converters.shards import Header, find_shards, open_shard, read_headers
 from teal_jax.config import ModelConfig
 from teal_jax.errors import CheckpointError
@@ -45,6 +50,7 @@ def read_params(
     dtype: Any = None,
     device: jax.Device | jax.sharding.Sharding | None = None,
     progress: ProgressBar | None = None,
+    on_quantized: Callable[[TensorKey, GroupedWeight], Any] | None = None,
 ) -> dict[str, Any]:
     """The weights in `directory` as the nested dict of arrays that the model takes; projections are `[d_in, d_out]`.
 
@@ -52,31 +58,40 @@ def read_params(
       directory: holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
       config: what the weights must fit, from `read_config`.
       dtype: bfloat16, float16 or float32, by name or as a dtype; None keeps the stored one (of mixed ones, the dtype
-        of most weights).
+        of most weights). A quantised weight counts with that of its scales.
       device: where to put them; None is JAX's default device. A sharding must suit every tensor.
       progress: told of every tensor.
+      on_quantized: what to put in the place of a quantised projection, from its key and its numbers; None: the array
+        that they stand for, exact but for the rounding to `dtype`.
 
     Raises:
+      UnsupportedModelError: quantised in a way that cannot be unpacked; see `converters.quantization_config`.
       CheckpointError: missing, extra, duplicate or misshapen tensors, a missing, truncated or corrupt file, a dtype
         that is not supported, a weight that is NaN or infinite, or a checkpoint that exists only as a pickle.
     """
     directory = Path(directory)
     keys = tensor_keys(config)
     headers = read_headers(directory, find_shards(directory))
-    _check(directory, config, keys, headers)
-    target = _target_dtype(dtype, headers, keys)
-    by_name = {key.name: key for key in keys}
+    modules = quantized_modules(keys, read_quantization(directory), headers)
+    _check(directory, config, keys, headers, modules)
+    target = _target_dtype(dtype, headers, keys, modules)
+    by_name = {_main_tensor(key, modules): key for key in keys}
     params: dict[str, Any] = {}
     if progress is not None:
         progress.start("Reading weights", len(keys))
-    in_flight: jax.Array | None = None
+    in_flight: Any = None
     for file in sorted({header.file for header in headers.values()}):
         with open_shard(directory / file) as shard:
             # File order, so that the disk reads forward.
             for name in shard.offset_keys():
                 if (key := by_name.get(name)) is None:
                     continue
-                array = _to_device(_read(shard, file, name, target), key, target, device)
+                if key.name in modules:
+                    read = functools.partial(_read_part, directory, headers, shard, file)
+                    weight = read_module(modules[key.name], read)
+                    array = on_quantized(key, weight) if on_quantized else _dequantized(weight, key, target, device)
+                else:
+                    array = _to_device(_read(shard, file, name, target), key, target, device)
                 # Waiting for the one before bounds what is on its way, and still overlaps reading with sending.
                 jax.block_until_ready(in_flight)
                 in_flight = array
@@ -97,25 +112,54 @@ def parse_dtype(dtype: Any) -> str:
     return name
 
 
-def _check(directory: Path, config: ModelConfig, keys: tuple[TensorKey, ...], headers: dict[str, Header]) -> None:
+def _check(
+    directory: Path,
+    config: ModelConfig,
+    keys: tuple[TensorKey, ...],
+    headers: dict[str, Header],
+    modules: Mapping[str, QuantizedModule],
+) -> None:
     found = {name: header.shape for name, header in headers.items() if not is_ignored(name, config)}
-    check_shapes({key.name: key.shape for key in keys}, found, what=f"the checkpoint in {directory}")
+    expected: dict[Any, tuple[int, ...]] = {}
     for key in keys:
-        header = headers[key.name]
-        if header.dtype not in DTYPES:
+        expected |= modules[key.name].tensors if key.name in modules else {key.name: key.shape}
+    what = f"the checkpoint in {directory}"
+    if modules:
+        what += f", {next(iter(modules.values())).quantization.method} by its config.json,"
+    elif any(name.endswith(".qweight") for name in found):
+        what += ", quantised without a quantization_config in config.json,"
+    check_shapes(expected, found, what=what)
+    for key in keys:
+        if key.name not in modules and (header := headers[key.name]).dtype not in DTYPES:
             raise CheckpointError(
                 f"{key.name} in {header.file} has dtype {header.dtype}: expected one of {', '.join(DTYPES)}",
-                hint="use the checkpoint in bfloat16, float16 or float32, not a quantised one",
+                hint="use the checkpoint in bfloat16, float16 or float32, or quantised by AWQ or GPTQ to 4 bits",
             )
 
 
-def _target_dtype(dtype: Any, headers: dict[str, Header], keys: tuple[TensorKey, ...]) -> str:
+def _main_tensor(key: TensorKey, modules: Mapping[str, QuantizedModule]) -> str:
+    """The tensor at whose place in the file the weight is read."""
+    return f"{modules[key.name].name}.qweight" if key.name in modules else key.name
+
+
+def _target_dtype(
+    dtype: Any, headers: dict[str, Header], keys: tuple[TensorKey, ...], modules: Mapping[str, QuantizedModule]
+) -> str:
     if dtype is not None:
         return parse_dtype(dtype)
     sizes: Counter[str] = Counter()
     for key in keys:
-        sizes[DTYPES[headers[key.name].dtype]] += int(np.prod(key.shape))
+        name = f"{modules[key.name].name}.scales" if key.name in modules else key.name
+        sizes[DTYPES[headers[name].dtype]] += int(np.prod(key.shape))
     return sizes.most_common(1)[0][0]
+
+
+def _read_part(directory: Path, headers: Mapping[str, Header], shard: Any, file: str, name: str) -> np.ndarray:
+    """A tensor of a quantised projection: from the open shard, or from the one where a split left it."""
+    if headers[name].file == file:
+        return shard.get_tensor(name)
+    with open_shard(directory / headers[name].file) as other:
+        return other.get_tensor(name)
 
 
 def _read(shard: Any, file: str, name: str, target: str) -> np.ndarray:
@@ -125,13 +169,16 @@ def _read(shard: Any, file: str, name: str, target: str) -> np.ndarray:
             f"{name} in {file} holds NaN or infinite weights", hint="the file is damaged: download the checkpoint again"
         )
     if target == "float16" and array.dtype != np.float16:
-        largest = float(max(array.max(), -array.min()))
-        if largest > _FLOAT16_MAX:
-            raise CheckpointError(
-                f"{name} in {file} holds {largest:.4g}, more than float16 can ({_FLOAT16_MAX:.0f})",
-                hint="read it as bfloat16 or float32",
-            )
+        _check_float16(f"{name} in {file}", float(max(array.max(), -array.min())))
     return array
+
+
+def _check_float16(what: str, largest: float) -> None:
+    if largest > _FLOAT16_MAX:
+        raise CheckpointError(
+            f"{what} holds {largest:.4g}, more than float16 can ({_FLOAT16_MAX:.0f})",
+            hint="read it as bfloat16 or float32",
+        )
 
 
 def is_finite(array: np.ndarray) -> bool:
@@ -156,3 +203,18 @@ def _to_device(array: np.ndarray, key: TensorKey, dtype: str, device: Any) -> ja
 def _arrange(x: jax.Array, *, transpose: bool, dtype: str) -> jax.Array:
     x = x.astype(dtype)
     return x.T if transpose else x
+
+
+def _dequantized(weight: GroupedWeight, key: TensorKey, dtype: str, device: Any) -> jax.Array:
+    if dtype == "float16":
+        # 15 steps are the most that a code lies from its zero point.
+        _check_float16(key.name, 15 * float(np.abs(weight.scales.astype(np.float32)).max()))
+    array = _dequantize(weight.codes, weight.scales, weight.zeros, weight.group_of, dtype=dtype)
+    return array if device is None else jax.device_put(array, device)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _dequantize(codes: jax.Array, scales: jax.Array, zeros: jax.Array, group_of: jax.Array, *, dtype: str) -> jax.Array:
+    # Beside `GroupedWeight.dequantize`: a device does it many times faster, and a byte a weight travels there.
+    steps = codes.astype(jnp.int8) - zeros.astype(jnp.int8)[group_of]
+    return (steps.astype(jnp.float32) * scales.astype(jnp.float32)[group_of]).astype(dtype)

@@ -41,7 +41,7 @@ def load(
 
     Raises:
       ModelNotFoundError: no such model, or it cannot be fetched.
-      UnsupportedModelError: its architecture is not Llama's or Mistral's.
+      UnsupportedModelError: its architecture is not Llama's or Mistral's, or its weights are packed in a way not known.
       CheckpointError: its weights are incomplete or broken.
       DeviceMemoryError: it does not fit the device's memory.
     """

@@ -1,10 +1,13 @@
+import json
 import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import teal_jax
 from teal_jax.errors import CheckpointError, DataError, ModelNotFoundError, SparsityError
+from tests.converters.packed import awq_tensors, dequantized, gptq_tensors
 
 STORY = "Once there was a small boat. It sailed over the wide blue sea and came home in the evening. "
 
@@ -86,3 +89,36 @@ def test_a_broken_checkpoint(tmp_path, fixtures):
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(CheckpointError):
         teal_jax.load(broken, progress=False)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_a_4_bit_checkpoint_is_the_model_of_its_numbers(tmp_path, fixtures, method):
+    """The tiny Mistral's projections, rounded to 4 bits: packed, they load as the model that holds them in float32."""
+    source, group = fixtures / "tiny_mistral", 8
+    plain, packed = {}, {}
+    for file in source.glob("*.safetensors"):
+        for name, tensor in load_file(file).items():
+            plain[name] = tensor.astype(np.float32)
+            if not name.endswith("_proj.weight"):
+                packed[name] = plain[name]
+                continue
+            weight = plain[name].T
+            blocks = weight.reshape(-1, group, weight.shape[1])
+            scales = np.ascontiguousarray(np.abs(blocks).max(axis=1) / 7, np.float16)
+            codes = np.clip(np.rint(blocks / scales[:, None].astype(np.float32)) + 8, 0, 15)
+            numbers = codes.reshape(weight.shape).astype(np.uint8), scales, np.full(scales.shape, 8, np.uint8)
+            group_of = np.arange(len(weight)) // group
+            parts = awq_tensors(*numbers) if method == "awq" else gptq_tensors(*numbers, group_of)
+            packed |= {name.replace("weight", part): tensor for part, tensor in parts.items()}
+            plain[name] = np.ascontiguousarray(dequantized(*numbers, group_of).T.astype(np.float32))
+    config = json.loads((source / "config.json").read_text())
+    settings = {"quant_method": method, "bits": 4, "group_size": group}
+    logits = []
+    for name, tensors, changes in (("plain", plain, {}), ("packed", packed, {"quantization_config": settings})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config | changes))
+        save_file(tensors, tmp_path / name / "model.safetensors")
+        lm = teal_jax.load(tmp_path / name, dtype="float32", progress=False)
+        tokens = np.arange(24, dtype=np.int32)[None]
+        logits.append(lm.prefill(lm.params, tokens, lm.init_cache(1, 32))[0])
+    np.testing.assert_array_equal(*logits)
