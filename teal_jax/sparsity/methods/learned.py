@@ -8,14 +8,17 @@ of the row in the score (WINA, arXiv 2505.19427) with WiSparse's exponent, which
 
 import dataclasses
 
+import numpy as np
+
 from teal_jax.sparsity.distil import distil
+from teal_jax.sparsity.divergence import divergence, sample
 from teal_jax.sparsity.methods.choice import Choice, Task, flat
 from teal_jax.sparsity.plan import Score, array_name
 
 
 def choose(task: Task) -> Choice:
-    """From uniform thresholds; the sparsity of the plan is what its hard gates realised on the calibration text."""
-    start = task.calibration.thresholds(flat(task))
+    """The sparsity of the plan is what its hard gates realised on the calibration text."""
+    name, start = _start(task)
     exponents = task.distil.exponents
     found = distil(
         task.lm,
@@ -31,5 +34,18 @@ def choose(task: Task) -> Choice:
         thresholds=found.thresholds,
         score=Score(norm=2, exponent=found.exponents.tolist()) if exponents else None,
         arrays={array_name("bias", *place): bias for place, bias in found.biases.items()},
-        notes=dataclasses.asdict(task.distil) | {"divergence": found.divergence},
+        notes=dataclasses.asdict(task.distil) | {"start": name, "divergence": found.divergence},
     )
+
+
+def _start(task: Task) -> tuple[str, np.ndarray]:
+    """Thresholds to begin with: uniform ones or, where the calibration has a greedy path, its, if they are nearer."""
+    shares = {"uniform": flat(task)}
+    path = task.calibration.path
+    if path is not None and task.target <= path.effective[-1]:
+        shares["greedy"] = path.at(task.target)[0]
+    starts = {name: task.calibration.thresholds(share) for name, share in shares.items()}
+    if len(starts) == 1:
+        return "uniform", starts["uniform"]
+    tokens = sample(task.calibration)
+    return min(starts.items(), key=lambda start: divergence(task.lm, start[1], tokens))

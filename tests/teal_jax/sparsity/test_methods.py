@@ -6,6 +6,7 @@ from teal_jax.cli.options import MethodName
 from teal_jax.errors import SparsityError
 from teal_jax.sparsity.allocation import METHODS, TOLERANCE, allocate
 from teal_jax.sparsity.distil import DistilSettings
+from teal_jax.sparsity.divergence import divergence, sample
 from teal_jax.sparsity.gating import kept_counts
 from teal_jax.sparsity.greedy import GreedySettings
 from teal_jax.sparsity.methods.cross_block import GRID, share_out
@@ -179,3 +180,23 @@ def test_cross_block_takes_what_diverges_less(plans):
     notes = plans("cross_block").notes["allocation"]
     better = notes["divergence"]["unlike"] < notes["divergence"]["alike"]
     assert notes["taken"] == better
+
+
+def test_learning_begins_with_the_nearer_of_the_plans_there_are(lm):
+    fresh = teal_jax.calibrate(lm, tiny_tokens(8, 32), progress=False)
+    how = {
+        "settings": GreedySettings(step=0.25, max_sparsity=0.8),
+        "distil": DistilSettings(steps=2, tokens_per_step=64),
+        "progress": False,
+    }
+
+    def start():
+        return allocate(lm, fresh, TARGET, method="learned", **how).notes["allocation"]["start"]
+
+    assert start() == "uniform"
+    greedy = allocate(lm, fresh, TARGET, method="greedy", **how)
+    cost = {
+        name: divergence(lm, fresh.thresholds(shares), sample(fresh))
+        for name, shares in {"uniform": TARGET, "greedy": greedy.sparsity}.items()
+    }
+    assert start() == min(cost, key=cost.__getitem__)
