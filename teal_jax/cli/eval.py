@@ -58,6 +58,13 @@ def command(
     dense_prefix: Annotated[
         str | None, typer.Option("--dense-prefix", help="Leading tokens left dense: 0.5 is a share, 128 a count.")
     ] = None,
+    sparse_prefill: Annotated[
+        bool,
+        typer.Option(
+            "--sparse-prefill/--dense-prefill",
+            help="Thin what stands before a window's scored tokens, too; generation leaves its prompt dense.",
+        ),
+    ] = True,
     protocol: Annotated[
         Protocol, typer.Option("--protocol", help="strided scores every token; teal is the reference code's.")
     ] = Protocol.strided,
@@ -145,6 +152,7 @@ def command(
                 "context": context,
                 "window": window,
                 "dense_prefix": prefix,
+                "sparse_prefill": sparse_prefill,
                 "protocol": protocol.value,
                 "max_tokens": max_tokens,
             },

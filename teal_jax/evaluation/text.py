@@ -40,7 +40,8 @@ class EvaluationText:
     @property
     def digest(self) -> str:
         """16 hex digits over the tokens, what is scored of them, and what stays dense."""
-        found = hashlib.sha256(repr((self.layout.pieces, self.layout.dense_prefix)).encode())
+        laid = (self.layout.pieces, self.layout.dense_prefix, self.layout.sparse_prefill)
+        found = hashlib.sha256(repr(laid).encode())
         for stream in self.layout.streams:
             found.update(np.ascontiguousarray(stream, np.int32).tobytes())
         return found.hexdigest()[:16]
@@ -62,6 +63,7 @@ def read_text(
     context: int | None = None,
     window: int | None = None,
     dense_prefix: float | int | None = None,
+    sparse_prefill: bool = True,
     protocol: Protocol = "strided",
     max_tokens: int | None = None,
 ) -> EvaluationText:
@@ -82,6 +84,7 @@ def read_text(
         context=context,
         window=window,
         dense_prefix=dense_prefix,
+        sparse_prefill=sparse_prefill,
         protocol=protocol,
         max_tokens=max_tokens,
     )

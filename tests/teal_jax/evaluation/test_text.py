@@ -40,8 +40,9 @@ def test_a_limit_cuts_tokens_and_bytes_alike(lm):
     assert part.digest == read_text(lm, story, max_tokens=20, **SIZES).digest
 
 
-def test_the_digest_knows_the_dense_prefix(lm):
-    assert read_text(lm, "word " * 60, dense_prefix=3, **SIZES).digest != read_text(lm, "word " * 60, **SIZES).digest
+@pytest.mark.parametrize("other", [{"dense_prefix": 3}, {"sparse_prefill": False}], ids=str)
+def test_the_digest_knows_what_stays_dense(lm, other):
+    assert read_text(lm, "word " * 60, **other, **SIZES).digest != read_text(lm, "word " * 60, **SIZES).digest
 
 
 def test_tokens_have_no_bytes_and_rows_are_documents():
