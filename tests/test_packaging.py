@@ -111,10 +111,13 @@ def test_command_line_of_the_wheel(installed, tmp_path):
 
 
 @pytest.mark.slow
-def test_demo_of_the_wheel(wheel, installed, tmp_path):
+def test_the_wheel_has_model_texts_and_page(wheel, installed, tmp_path):
     if "teal_jax/embedded/model.safetensors" not in zipfile.ZipFile(wheel).namelist():
         pytest.skip("no embedded model in this checkout")
-    assert json.loads(run(installed / "teal", "demo", "--quiet", "--json", cwd=tmp_path).stdout)
+    sizes = ("-s", "0.4", "--method", "uniform", "--max-tokens", "512", "--prompts", "0")
+    done = run(installed / "teal", "eval", "embedded", *sizes, "-o", "out", "--quiet", "--json", cwd=tmp_path)
+    assert len(json.loads(done.stdout)["rows"]) == 2
+    assert (tmp_path / "out" / "report.html").read_text().startswith("<!")
 
 
 # scripts/find_python.sh

@@ -25,7 +25,8 @@ class Overlap(NamedTuple):
 
 def overlap(streams: Sequence[np.ndarray], rows: np.ndarray) -> Overlap:
     """What evaluation streams (int `[seq]` each) and calibration rows (int `[rows, seq]`) share."""
-    length = min(NEEDLE, rows.shape[1])
+    # A row begins with a bos of its own, which the text does not have there.
+    length = max(1, min(NEEDLE, rows.shape[1] - 1))
     a = np.concatenate([_hashes(stream, length) for stream in streams])
     b = np.concatenate([_hashes(row, length) for row in rows])
     if not len(a) or not len(b):

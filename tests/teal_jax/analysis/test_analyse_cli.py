@@ -123,7 +123,7 @@ def test_known_text_is_refused(model, halves, tmp_path):
     copy.write_text(halves[0].read_text())
     run = teal("analyse", model, "--calibration-data", halves[0], "--data", copy, *SIZES)
     assert run.exit_code == 3
-    assert "calibration rows occur in it" in run.stderr
+    assert "is the calibration text, too" in run.stderr
 
 
 def test_too_little_text_is_one_line_and_a_hint(model, halves):

@@ -18,8 +18,14 @@ def test_counts_what_is_shared(width):
     rows = RNG.integers(0, 3, (6, width), dtype=np.int32)
     streams = [np.concatenate([RNG.integers(0, 3, 50, dtype=np.int32), rows[2], rows[4][: width // 2]]), rows[5]]
     found = overlap(streams, rows)
-    assert found == pytest.approx(by_hand([s.tolist() for s in streams], rows.tolist(), min(NEEDLE, width)))
+    assert found == pytest.approx(by_hand([s.tolist() for s in streams], rows.tolist(), min(NEEDLE, width - 1)))
     assert min(found) > 0
+
+
+def test_a_bos_of_a_row_hides_nothing():
+    text = RNG.integers(1, 1000, 300)
+    rows = np.concatenate([np.zeros((20, 1), int), text.reshape(20, 15)], axis=1)
+    assert overlap([text], rows).of_calibration == pytest.approx(0.5)  # all but those that begin with the bos
 
 
 def test_padding_is_no_overlap():
