@@ -54,3 +54,27 @@ def round_to_nearest(w, bits, group, symmetric):
             zero = np.clip(np.round(-low / scale), 0, highest)
         out[block] = (np.clip(np.round(v / scale) + zero, lowest, highest) - zero) * scale
     return out
+
+
+def gptq(w, moment, bits, group, symmetric, damping=0.01):
+    """Optimal brain quantisation of one row after another, the inverse Hessian shrunk by elimination: O(d^4), plain."""
+    w, h = np.array(w, np.float64), np.array(moment, np.float64)
+    dead = np.diag(h) <= 0
+    h[dead], h[:, dead] = 0, 0
+    h /= np.diag(np.asarray(moment, np.float64)).mean()
+    h += np.diag(np.where(dead, 1, damping))
+    columns = None
+    if group is None:
+        columns = np.array([np.float32(-v[np.abs(v).argmax()] / 2 ** (bits - 1)) for v in w.T], np.float64)
+        columns[columns == 0] = 1
+    out, left = np.zeros_like(w), list(np.argsort(-np.diag(moment), kind="stable"))
+    while left:
+        inverse = np.linalg.inv(h[np.ix_(left, left)])
+        i, rest = left[0], left[1:]
+        if group is None:
+            out[i] = np.clip(np.round(w[i] / columns), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * columns
+        else:
+            out[i] = round_to_nearest(w[i][None], bits, group, symmetric)[0]
+        w[rest] -= np.outer(inverse[0, 1:], (w[i] - out[i]) / inverse[0, 0])
+        left = rest
+    return out
