@@ -8,6 +8,7 @@ where it is cast and transposed, and read the next one meanwhile. Host memory: o
 import contextlib
 import functools
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from converters.keys import Path as TreePath
 from converters.keys import TensorKey, check_shapes, is_ignored, set_leaf, tensor_keys
 from converters.shards import Header, find_shards, open_shard, read_headers
 from teal_jax.config import ModelConfig
@@ -45,6 +47,7 @@ def read_params(
     dtype: Any = None,
     device: jax.Device | jax.sharding.Sharding | None = None,
     progress: ProgressBar | None = None,
+    only: Callable[[TreePath], bool] | None = None,
 ) -> dict[str, Any]:
     """The weights in `directory` as the nested dict of arrays that the model takes; projections are `[d_in, d_out]`.
 
@@ -55,6 +58,7 @@ def read_params(
         of most weights).
       device: where to put them; None is JAX's default device. A sharding must suit every tensor.
       progress: told of every tensor.
+      only: which tensors to read, by their path in the tree; None: all. All are checked all the same.
 
     Raises:
       CheckpointError: missing, extra, duplicate or misshapen tensors, a missing, truncated or corrupt file, a dtype
@@ -65,12 +69,12 @@ def read_params(
     headers = read_headers(directory, find_shards(directory))
     _check(directory, config, keys, headers)
     target = _target_dtype(dtype, headers, keys)
-    by_name = {key.name: key for key in keys}
+    by_name = {key.name: key for key in keys if only is None or only(key.path)}
     params: dict[str, Any] = {}
     if progress is not None:
-        progress.start("Reading weights", len(keys))
+        progress.start("Reading weights", len(by_name))
     in_flight: jax.Array | None = None
-    for file in sorted({header.file for header in headers.values()}):
+    for file in sorted({headers[name].file for name in by_name}):
         with open_shard(directory / file) as shard:
             # File order, so that the disk reads forward.
             for name in shard.offset_keys():
