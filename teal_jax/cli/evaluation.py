@@ -74,7 +74,6 @@ class Evaluation:
         refuse_same_file(texts, calibration_data)
         text = {"data": list(calibration_data) or None, "seed": settings.seed}
         self._lm = open_model(session, model, **loading, **quantising, **text)
-        self._quantising = quantising if quantising["quantize"] is not None else None
         if not texts:
             session.note("no --data: scoring the bundled children's stories")
             texts = [HELDOUT_TEXT]
@@ -112,9 +111,9 @@ class Evaluation:
                 "fingerprint": self._lm.config.fingerprint,
                 "weights": weights_digest(self._lm),
                 "dtype": str(self._lm.dtype),
-                "quantization": self._lm.quantization,
-                "quantised": self._quantising,
-            },
+            }
+            # Of a model in 16 bits not a word, so that a directory begun before goes on.
+            | ({} if self._lm.quantization is None else {"quantization": self._lm.quantization}),
             "text": {"source": self._text.source, "digest": self._text.digest, "tokens": self._text.num_tokens},
             "calibration": {
                 "file": None if self._calibration_file is None else _file_digest(self._calibration_file),

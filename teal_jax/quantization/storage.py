@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from teal_jax.config import PROJECTIONS, ModelConfig
 from teal_jax.errors import ArtifactError, QuantizationError
 from teal_jax.nn.quantized import QuantizedWeight, QuantSpec
+from teal_jax.quantization.layer import part_of
 
 _ARRAYS = ("codes", "scale", "zero")
 
@@ -50,6 +52,24 @@ def join_quantized(weights: dict[str, Any], formats: dict[str, str], dtype: jax.
         return QuantizedWeight(**leaf, bits=specs[place].bits, group=specs[place].group, dtype=name)
 
     return _map(join, weights, whole=specs.keys())
+
+
+def stored_bytes(config: ModelConfig, itemsize: int, formats: dict[str, str]) -> tuple[int, int, int]:
+    """Bytes of the blocks' matrices, of the lm_head (of the embedding where it is that), and of all weights."""
+    specs = _specs(formats)
+
+    def stored(place: str, d_in: int, d_out: int) -> int:
+        return specs[place].bytes_of(d_in, d_out) if place in specs else itemsize * d_in * d_out
+
+    shapes = list(zip(PROJECTIONS, config.projection_shapes, strict=True))
+    blocks = sum(
+        stored(f"layers.{layer}.{part_of(i)}.{name}_proj.weight", *shape)
+        for layer in range(config.num_layers)
+        for i, (name, shape) in enumerate(shapes)
+    )
+    head = stored("lm_head.weight", config.d_model, config.vocab_size)
+    plain = config.num_layers * sum(config.projection_sizes) + config.vocab_size * config.d_model
+    return blocks, head, itemsize * (config.num_params - plain) + blocks + head
 
 
 _AGAIN = "save the model again"

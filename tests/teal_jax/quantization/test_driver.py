@@ -6,14 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import converters
 import teal_jax
 from teal_jax import artifact, memory
+from teal_jax.cli import app
 from teal_jax.errors import ArtifactError, QuantizationError
+from teal_jax.evaluation.weight_bytes import unread_share, weight_bytes
 from teal_jax.nn.quantized import QuantSpec
 from teal_jax.quantization import driver
 from teal_jax.quantization.layer import matrix
+from teal_jax.quantization.storage import split_quantized
+from teal_jax.tables import decode_bytes, model_facts
 from tests.reference import TINY, tiny_model, tiny_tokens
 from tests.teal_jax.quantization import float64
 
@@ -177,6 +182,31 @@ def test_what_fits_a_device_counts_the_format():
         memory.check_fits(config, context=512, free=whole // 5, quantize=int4)
 
 
+def test_bytes_are_those_of_the_formats(untied):
+    for spec, head in (("int8", None), ("int4-g16", "int8"), ("int4-g16-asym", None)):
+        lm = teal_jax.quantize(untied, spec, lm_head=head, progress=False)
+        facts = model_facts(TINY, 4, "float32", split_quantized(lm.params["weights"])[1])
+        assert facts["weight_bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params["weights"]))
+        assert facts["bytes_per_token_dense"] == weight_bytes(lm, np.zeros((2, 7)))
+        half = decode_bytes(TINY, 4, 0.5, split_quantized(lm.params["weights"])[1])
+        assert abs(half - weight_bytes(lm, np.full((2, 7), 0.5))) <= 1
+        assert unread_share(lm, np.full((2, 7), 0.5)) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_eval_of_a_quantised_model(tmp_path, fixtures):
+    text = (fixtures / "text.txt").read_text()
+    (tmp_path / "first.txt").write_text(text[: len(text) // 2])
+    (tmp_path / "second.txt").write_text(text[len(text) // 2 :])
+    arguments = ["eval", fixtures / "tiny_mistral", "--data", tmp_path / "second.txt", "--calibration-data"]
+    arguments += [tmp_path / "first.txt", "-s", "0,0.5", "--method", "uniform", "--context", 32, "--window", 32]
+    arguments += ["--prompts", 0, "--max-tokens", 512, "--quantize", "int8", "-q", "-o", tmp_path / "out"]
+    made = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert made.exit_code == 0, made.output + repr(made.exception)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["facts"]["dtype"].endswith(", int8")
+    assert report["rows"][0]["weight_bytes"] == report["facts"]["bytes_per_token_dense"]
+
+
 def test_thresholds_come_from_the_quantised_model(checkpoint, tmp_path, untied):
     tokens = tiny_tokens(4, 32)
     found = teal_jax.load_and_sparsify(
@@ -195,10 +225,6 @@ def test_thresholds_come_from_the_quantised_model(checkpoint, tmp_path, untied):
 
 
 def test_generate_and_the_command_line(tmp_path, shared):
-    from typer.testing import CliRunner
-
-    from teal_jax.cli import app
-
     text = shared / "data/text/tinystories_train_2MB_sample.txt"
     model, run = shared / "data/models/stories260K", CliRunner().invoke
     out = tmp_path / "small"
