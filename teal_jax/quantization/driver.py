@@ -6,6 +6,7 @@ memory: one block in 16 bits and its result, the calibration activations between
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -132,9 +133,10 @@ def quantize_layers(
     x = None if tokens is None else embed(lm, tokens)
     slices = [] if x is None else batches(*x.shape[:2])
     done: dict[int, Layer] = {}
+    zero: list[str] = []
     for index in track(range(lm.config.num_layers), f"Quantising to {spec} by {method}", enabled=progress):
         layer = layer_of(index)
-        check_layer(layer, index)
+        zero += check_layer(layer, index)
         parts = [] if x is None else [x[part] for part in slices]
         done[index] = _quantize_block(lm.config, spec, method, layer, parts)
         del layer
@@ -142,6 +144,8 @@ def quantize_layers(
             x = jnp.concatenate([_forward(lm.config, done[index], part) for part in parts])
         # Or the next block would be read before this one is let go of.
         jax.block_until_ready(done[index])
+    if zero:
+        warnings.warn(f"channels that are all zero, in {len(zero)} matrices, stay zero; {zero[0]}", stacklevel=3)
     return done
 
 

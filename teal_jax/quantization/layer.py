@@ -39,20 +39,36 @@ def map_matrices(layer: Layer, change: Callable[[int, jax.Array], Any]) -> Layer
     return with_matrices(layer, {i: change(i, matrix(layer, i)) for i in range(len(PROJECTIONS))})
 
 
-def check_matrix(weight: Any, name: str) -> None:
-    """Raise `QuantizationError` for a matrix `[d_in, d_out]` that is quantised already or not finite."""
+def check_matrix(weight: Any, name: str) -> str:
+    """What to warn of: channels of the matrix `[d_in, d_out]` that are all zero, which stay so; `""` without any.
+
+    Raises:
+      QuantizationError: the matrix is quantised already, not finite, or zero throughout.
+    """
     if isinstance(weight, QuantizedWeight):
         raise QuantizationError(f"{name} is quantised already: {weight.spec}", hint="start from the model in 16 bits")
-    if jnp.isfinite(weight).all():
-        return
-    row, column = np.argwhere(~np.isfinite(np.asarray(weight, np.float32)))[0]
-    raise QuantizationError(
-        f"{name}: input channel {row}, output channel {column} is {float(weight[row, column])}",
-        hint="the checkpoint is damaged: download it again, or load it in its own dtype",
-    )
+    finite, inputs, outputs = (int(count) for count in _counts(weight))
+    if not finite:
+        row, column = np.argwhere(~np.isfinite(np.asarray(weight, np.float32)))[0]
+        raise QuantizationError(
+            f"{name}: input channel {row}, output channel {column} is {float(weight[row, column])}", hint=_DAMAGED
+        )
+    if inputs == weight.shape[0]:
+        raise QuantizationError(f"{name} is zero throughout", hint=_DAMAGED)
+    return f"{name}: {inputs} input and {outputs} output channels" if inputs or outputs else ""
 
 
-def check_layer(layer: Layer, index: int) -> None:
-    """`check_matrix` for the seven."""
-    for i, name in enumerate(PROJECTIONS):
-        check_matrix(matrix(layer, i), f"layer {index} {name}")
+_DAMAGED = "the checkpoint is damaged: download it again, or load it in its own dtype"
+
+
+@jax.jit
+def _counts(weight: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Whether all are finite; input and output channels that are all zero."""
+    live = weight != 0
+    return jnp.isfinite(weight).all(), (~live.any(axis=1)).sum(), (~live.any(axis=0)).sum()
+
+
+def check_layer(layer: Layer, index: int) -> list[str]:
+    """`check_matrix` for the seven; what to warn of."""
+    found = [check_matrix(matrix(layer, i), f"layer {index} {name}") for i, name in enumerate(PROJECTIONS)]
+    return [line for line in found if line]

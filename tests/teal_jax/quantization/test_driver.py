@@ -92,6 +92,20 @@ def test_weights_that_are_not_finite_are_named(untied, value):
         teal_jax.quantize(with_value(untied, value), "int8", progress=False)
 
 
+def test_channels_of_zeros_are_warned_of_and_a_matrix_of_them_refused(untied):
+    weights = jax.tree.map(lambda leaf: leaf, untied.params["weights"])
+    own = weights["layers"][1]["attn"]["o_proj"]
+    own["weight"] = own["weight"].at[:, 4].set(0).at[2].set(0)
+    lm = dataclasses.replace(untied, params=untied.params | {"weights": weights})
+    with pytest.warns(UserWarning, match="in 1 matrices, stay zero; layer 1 o: 1 input and 1 output channels"):
+        found = teal_jax.quantize(lm, "int8", method="gptq", data=tiny_tokens(2, 16), progress=False)
+    back = matrix(found.params["weights"]["layers"][1], 3).dequantize()
+    assert not back[:, 4].any()
+    own["weight"] = jnp.zeros_like(own["weight"])
+    with pytest.raises(QuantizationError, match="layer 1 o is zero throughout"):
+        teal_jax.quantize(lm, "int8", progress=False)
+
+
 def test_bad_requests(untied):
     with pytest.raises(QuantizationError, match="groups of 64 do not divide the outputs of q"):
         teal_jax.quantize(untied, "int4", progress=False)
