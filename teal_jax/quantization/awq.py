@@ -19,7 +19,7 @@ import numpy as np
 
 from teal_jax.config import SITE_OF_PROJECTION, SITES, ModelConfig
 from teal_jax.nn.quantized import QuantSpec
-from teal_jax.quantization.grid import fit, nearest
+from teal_jax.quantization.grid import SHRINKS, best_shrink
 from teal_jax.quantization.layer import Layer, map_matrices, matrix, with_matrices
 from teal_jax.quantization.rtn import round_to_nearest
 from teal_jax.sparsity.blocks import dense_block
@@ -41,7 +41,7 @@ class AwqSettings:
     """
 
     ratios: tuple[float, ...] = tuple(np.linspace(0, 1, 11).tolist())
-    shrinks: tuple[float, ...] = tuple(np.linspace(1, 0.5, 21).tolist())
+    shrinks: tuple[float, ...] = SHRINKS
 
 
 def awq_block(
@@ -77,27 +77,6 @@ def awq_block(
         return round_to_nearest(weight, spec, best_shrink(weight, spec, importance, shrinks))
 
     return map_matrices(layer, quantised)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def best_shrink(weight: jax.Array, spec: QuantSpec, importance: jax.Array, shrinks: jax.Array) -> jax.Array:
-    """The factor on each grid's span of least `sum_ij importance_i (W_ij - Q_ij)^2`, float32, shaped as the scales.
-
-    Args:
-      weight: `[d_in, d_out]`.
-      spec: the format.
-      importance: mean square of each input, float32 `[d_in]`; within a row's group it cancels.
-      shrinks: what to try, float32 `[n]`.
-    """
-    values = weight.astype(jnp.float32)
-
-    def error(shrink: jax.Array) -> jax.Array:
-        squared = (nearest(values, fit(values, spec, shrink), spec) - values) ** 2
-        if spec.group is None:
-            return (importance[:, None] * squared).sum(axis=0)
-        return squared.reshape(values.shape[0], -1, spec.group).sum(axis=2)
-
-    return shrinks[jnp.argmin(jax.lax.map(error, shrinks), axis=0)]
 
 
 @functools.partial(jax.jit, static_argnums=0)

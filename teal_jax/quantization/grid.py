@@ -1,11 +1,15 @@
 """The grid that codes lie on: scales and zero points for given weights, and the nearest codes."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from teal_jax.nn.quantized import QuantSpec, decode
+
+SHRINKS = tuple(1 - step / 40 for step in range(21))
+"""Factors on a grid's span that AWQ and GPTQ try: weights beyond it are cut, the others lie finer."""
 
 _SMALLEST = float(jnp.finfo(jnp.bfloat16).tiny)
 
@@ -63,3 +67,26 @@ def encode(weight: jax.Array, grid: Grid, spec: QuantSpec) -> jax.Array:
 def nearest(weight: jax.Array, grid: Grid, spec: QuantSpec) -> jax.Array:
     """The weights `[rows, d_out]` moved to the grid, float32."""
     return decode(encode(weight, grid, spec), grid.scale, grid.zero, spec)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def best_shrink(weight: jax.Array, spec: QuantSpec, importance: jax.Array, shrinks: jax.Array) -> jax.Array:
+    """The factor on each grid's span of least `sum_ij importance_i (W_ij - Q_ij)^2`, float32, shaped as the scales.
+
+    Args:
+      weight: `[d_in, d_out]`.
+      spec: the format.
+      importance: mean square of each input, float32 `[d_in]`; within a row's group it cancels.
+      shrinks: what to try, float32 `[n]`.
+    """
+    values = weight.astype(jnp.float32)
+
+    def error(shrink: jax.Array) -> jax.Array:
+        squared = (nearest(values, fit(values, spec, shrink), spec) - values) ** 2
+        if spec.group is None:
+            return (importance[:, None] * squared).sum(axis=0)
+        return squared.reshape(values.shape[0], -1, spec.group).sum(axis=2)
+
+    # One row is little work: all tries at once.
+    tried = jax.vmap(error)(shrinks) if len(values) == 1 else jax.lax.map(error, shrinks)
+    return shrinks[jnp.argmin(tried, axis=0)]

@@ -6,7 +6,8 @@ import pytest
 
 from teal_jax.nn.quantized import QuantSpec
 from teal_jax.quantization import awq
-from teal_jax.quantization.awq import AwqSettings, awq_block, best_shrink
+from teal_jax.quantization.awq import AwqSettings, awq_block
+from teal_jax.quantization.grid import best_shrink
 from teal_jax.quantization.layer import map_matrices, matrix
 from teal_jax.quantization.rtn import round_to_nearest
 from teal_jax.sparsity.blocks import dense_block, embed
