@@ -19,6 +19,7 @@ import numpy as np
 
 from converters.grouped import GroupedWeight
 from converters.hf_config import read_quantization
+from converters.keys import Path as TreePath
 from converters.keys import TensorKey, check_shapes, is_ignored, set_leaf, tensor_keys
 from converters.quantized_module import QuantizedModule, quantized_modules, read_module
 from converters.shards import Header, find_shards, open_shard, read_headers
@@ -51,6 +52,7 @@ def read_params(
     device: jax.Device | jax.sharding.Sharding | None = None,
     progress: ProgressBar | None = None,
     on_quantized: Callable[[TensorKey, GroupedWeight], Any] | None = None,
+    only: Callable[[TreePath], bool] | None = None,
 ) -> dict[str, Any]:
     """The weights in `directory` as the nested dict of arrays that the model takes; projections are `[d_in, d_out]`.
 
@@ -63,6 +65,7 @@ def read_params(
       progress: told of every tensor.
       on_quantized: what to put in the place of a quantised projection, from its key and its numbers; None: the array
         that they stand for, exact but for the rounding to `dtype`.
+      only: which tensors to read, by their path in the tree; None: all. All are checked all the same.
 
     Raises:
       UnsupportedModelError: quantised in a way that cannot be unpacked; see `converters.quantization_config`.
@@ -75,12 +78,12 @@ def read_params(
     modules = quantized_modules(keys, read_quantization(directory), headers)
     _check(directory, config, keys, headers, modules)
     target = _target_dtype(dtype, headers, keys, modules)
-    by_name = {_main_tensor(key, modules): key for key in keys}
+    by_name = {_main_tensor(key, modules): key for key in keys if only is None or only(key.path)}
     params: dict[str, Any] = {}
     if progress is not None:
-        progress.start("Reading weights", len(keys))
+        progress.start("Reading weights", len(by_name))
     in_flight: Any = None
-    for file in sorted({header.file for header in headers.values()}):
+    for file in sorted({headers[name].file for name in by_name}):
         with open_shard(directory / file) as shard:
             # File order, so that the disk reads forward.
             for name in shard.offset_keys():

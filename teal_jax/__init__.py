@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from teal_jax.loading import load_and_sparsify as load_and_sparsify
     from teal_jax.model import LanguageModel as LanguageModel
     from teal_jax.model import random_model as random_model
+    from teal_jax.quantization.driver import quantize as quantize
     from teal_jax.scoring import perplexity as perplexity
     from teal_jax.sparsity.allocation import allocate as allocate
     from teal_jax.sparsity.calibration import calibrate as calibrate
@@ -47,6 +48,7 @@ _HOME = {
     "load": "loading",
     "load_and_sparsify": "loading",
     "perplexity": "scoring",
+    "quantize": "quantization.driver",
     "random_model": "model",
     "stream": "decode.generation",
 }

@@ -1,6 +1,6 @@
 """Saved models: a directory that appears whole or not at all.
 
-teal.json           format version, model config, dtype, what made it
+teal.json           format version, model config, dtype, formats of quantised weights, what made it
 sparsity_plan.json  where the model is sparse
 calibration.npz     where it was given, so that another target needs no new pass over text
 params/             weights, an orbax checkpoint
@@ -23,10 +23,13 @@ from teal_jax.decode.tokenizer import Tokenizer
 from teal_jax.errors import ArtifactError, ModelNotFoundError, TealError
 from teal_jax.model import LanguageModel, abstract_decoder
 from teal_jax.nn.gates import Dense
+from teal_jax.quantization.storage import abstract_quantized, join_quantized, split_quantized
 from teal_jax.sparsity.plan import SparsityPlan
 from teal_jax.sparsity.statistics import Calibration
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, _UNQUANTISED = 2, 1
+"""What is written; a model without quantised weights in the form that older versions read."""
+
 MANIFEST, PLAN, CALIBRATION, PARAMS = "teal.json", "sparsity_plan.json", "calibration.npz", "params"
 
 
@@ -102,7 +105,8 @@ def _write(lm: LanguageModel, directory: Path, calibration: Calibration | None) 
     context = ocp.Context()
     context.array.saving.use_compression = False
     with context:
-        ocp.save(str(directory / PARAMS), lm.params["weights"])
+        plain, formats = split_quantized(lm.params["weights"])
+        ocp.save(str(directory / PARAMS), plain)
     if lm.tokenizer is not None:
         lm.tokenizer.save(directory)
     if lm.plan is not None:
@@ -111,11 +115,12 @@ def _write(lm: LanguageModel, directory: Path, calibration: Calibration | None) 
         calibration.save(directory / CALIBRATION)
     (directory / "README.md").write_text(_card(lm))
     manifest = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if formats else _UNQUANTISED,
         "name": lm.name,
         "dtype": str(lm.dtype),
         "sparse": lm.plan is not None,
         "model_config": lm.config.to_dict(),
+        "quantization": formats,
         "created_with": {package: metadata.version(package) for package in ("jax", "flax", "orbax-checkpoint")},
     }
     # Last: a directory without it is no artifact.
@@ -131,7 +136,8 @@ def _card(lm: LanguageModel) -> str:
             f"Activation sparsity: target {lm.plan.target:.0%} of the block weights skipped per decoded token, "
             f"allocated by `{lm.plan.method}`.",
         ]
-    lines += ["", f"{lm.config.num_params:,} parameters, {lm.dtype}."]
+    kind = f"{lm.dtype}, blocks quantised to {lm.quantization}" if lm.quantization else str(lm.dtype)
+    lines += ["", f"{lm.config.num_params:,} parameters, {kind}."]
     return "\n".join(lines) + "\n"
 
 
@@ -162,7 +168,8 @@ def load(directory: str | Path, *, dtype: Any = None) -> LanguageModel:
     directory = Path(directory).resolve()
     manifest = read_manifest(directory)
     config = ModelConfig.from_dict(manifest["model_config"])
-    weights = _read_params(directory / PARAMS, config, jnp.dtype(dtype or manifest["dtype"]))
+    formats = manifest.get("quantization", {})
+    weights = _read_params(directory / PARAMS, config, jnp.dtype(dtype or manifest["dtype"]), formats)
     try:
         tokenizer = Tokenizer.from_directory(directory, config)
     except ModelNotFoundError:
@@ -172,10 +179,13 @@ def load(directory: str | Path, *, dtype: Any = None) -> LanguageModel:
     return lm.sparsify(SparsityPlan.load(directory / PLAN)) if manifest["sparse"] else lm
 
 
-def saved_calibration(directory: str | Path) -> Calibration | None:
-    """The calibration saved with an artifact, or None where there is none."""
+def saved_calibration(directory: str | Path, lm: LanguageModel | None = None) -> Calibration | None:
+    """The calibration saved with an artifact; None where there is none, or `lm`'s weights have another format now."""
     path = Path(directory) / CALIBRATION
-    return Calibration.load(path) if is_artifact(directory) and path.exists() else None
+    if not (is_artifact(directory) and path.exists()):
+        return None
+    calibration = Calibration.load(path)
+    return calibration if lm is None or calibration.notes.get("quantization") == lm.quantization else None
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -198,14 +208,14 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_params(path: Path, config: ModelConfig, dtype: jnp.dtype) -> dict[str, Any]:
+def _read_params(path: Path, config: ModelConfig, dtype: jnp.dtype, formats: dict[str, str]) -> dict[str, Any]:
     from orbax.checkpoint import v1 as ocp
 
-    shapes = nnx.to_pure_dict(nnx.state(abstract_decoder(config, dtype)))
+    shapes = abstract_quantized(nnx.to_pure_dict(nnx.state(abstract_decoder(config, dtype))), formats)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
     try:
-        return ocp.load(str(path), target)
+        return join_quantized(ocp.load(str(path), target), formats, dtype)
     except TealError:
         raise
     except Exception as error:  # orbax raises many kinds for a damaged checkpoint

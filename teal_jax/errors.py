@@ -50,6 +50,10 @@ class SparsityError(TealError, ValueError):
     """A sparsity outside its range."""
 
 
+class QuantizationError(TealError, ValueError):
+    """Weights that cannot be quantised as asked: a format that does not exist or fit, or weights that are broken."""
+
+
 class ContextError(TealError, ValueError):
     """More tokens than the kv_cache or the model's positions hold."""
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from teal_jax.config import ModelConfig
 from teal_jax.errors import DeviceMemoryError
+from teal_jax.nn.quantized import QuantSpec
 
 BILLIONS = {
     "llama-3.2-1b": 1.24,
@@ -34,9 +35,19 @@ def cache_bytes(config: ModelConfig, itemsize: int, context: int) -> int:
     return 2 * itemsize * config.num_layers * config.num_kv_heads * config.head_dim * slots
 
 
-def needed_bytes(config: ModelConfig, itemsize: int, context: int = CONTEXT) -> int:
+def weight_bytes(config: ModelConfig, itemsize: int, quantize: QuantSpec | None = None) -> int:
+    """All weights; while they are quantised also one block as it was."""
+    whole = itemsize * config.num_params
+    if quantize is None:
+        return whole
+    block = sum(config.projection_sizes)
+    smaller = sum(quantize.bytes_of(*shape) for shape in config.projection_shapes)
+    return whole - config.num_layers * (itemsize * block - smaller) + itemsize * block
+
+
+def needed_bytes(config: ModelConfig, itemsize: int, context: int = CONTEXT, quantize: QuantSpec | None = None) -> int:
     """Device memory to decode one sequence of `context` tokens: weights, kv_cache, and a tenth."""
-    return round(ROOM * (itemsize * config.num_params + cache_bytes(config, itemsize, context)))
+    return round(ROOM * (weight_bytes(config, itemsize, quantize) + cache_bytes(config, itemsize, context)))
 
 
 def fitting(memory_bytes: int) -> list[str]:
@@ -50,7 +61,14 @@ def free_bytes() -> int | None:
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
 
 
-def check_fits(config: ModelConfig, dtype: Any = None, *, context: int = CONTEXT, free: int | None = None) -> None:
+def check_fits(
+    config: ModelConfig,
+    dtype: Any = None,
+    *,
+    context: int = CONTEXT,
+    free: int | None = None,
+    quantize: QuantSpec | None = None,
+) -> None:
     """Raise if a model cannot run on the device.
 
     Args:
@@ -58,6 +76,7 @@ def check_fits(config: ModelConfig, dtype: Any = None, *, context: int = CONTEXT
       dtype: of the weights; None: 16-bit, the least that a checkpoint has.
       context: tokens in the kv_cache.
       free: bytes; None: asks the device.
+      quantize: the format that the blocks will have.
 
     Raises:
       DeviceMemoryError: says how much is needed and what would fit.
@@ -66,10 +85,11 @@ def check_fits(config: ModelConfig, dtype: Any = None, *, context: int = CONTEXT
     if free is None:
         return
     itemsize = 2 if dtype is None else jnp.dtype(dtype).itemsize
-    needed = needed_bytes(config, itemsize, context)
+    needed = needed_bytes(config, itemsize, context, quantize)
+    kind = f"{8 * itemsize} bits" if quantize is None else str(quantize)
     if needed > free:
         raise DeviceMemoryError(
-            f"{config.num_params / 1e9:.2f}G weights of {8 * itemsize} bits need {needed / 2**30:.1f} GiB "
+            f"{config.num_params / 1e9:.2f}G weights of {kind} need {needed / 2**30:.1f} GiB "
             f"with a kv_cache of {context} tokens, the device has {free / 2**30:.1f} GiB free",
             hint=f"fits in 16 bits: {', '.join(fitting(free)) or 'none of the aliases'}; or set JAX_PLATFORMS=cpu",
         )

@@ -17,6 +17,7 @@ from teal_jax.nn.cache import KVCache, init_cache
 from teal_jax.nn.decoder import Decoder, Observer
 from teal_jax.nn.gates import Dense
 from teal_jax.nn.implementation import Implementation, use_fused_step
+from teal_jax.nn.quantized import quantization_of
 
 if TYPE_CHECKING:
     from teal_jax.decode.tokenizer import Tokenizer
@@ -68,7 +69,8 @@ def _model_functions(config: ModelConfig, implementation: Implementation | None)
 
     def decode_step(params: Params, token: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         weights, gates = params["weights"], params["gates"]
-        if use_fused_step(config, implementation, weights["embed"]["weight"].dtype, token.shape[0], gates):
+        dtype, kind = weights["embed"]["weight"].dtype, quantization_of(weights)
+        if use_fused_step(config, implementation, dtype, token.shape[0], gates, kind):
             from teal_jax.nn.fused_step import fused_step
 
             return fused_step(config, weights, gates, token, cache)
@@ -137,6 +139,11 @@ class LanguageModel:
     def dtype(self) -> jnp.dtype:
         """Dtype of weights, activations and kv_cache."""
         return self.params["weights"]["embed"]["weight"].dtype
+
+    @property
+    def quantization(self) -> str | None:
+        """The format of the quantised weights, such as `int4-g64` (several: joined by +); None where none is."""
+        return quantization_of(self.params["weights"])
 
     @property
     def prefill(self) -> Callable[..., tuple[jax.Array, KVCache]]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from teal_jax.config import PROJECTIONS, SITES, ModelConfig
+from teal_jax.quantization.storage import stored_bytes
 from teal_jax.sparsity.plan import SparsityPlan
 
 if TYPE_CHECKING:
@@ -39,14 +40,22 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:,.1f} GB"
 
 
-def decode_bytes(config: ModelConfig, itemsize: int, sparsity: float = 0.0) -> int:
-    """Bytes of weights that one decoded token reads: `(1 - sparsity)` of the blocks, and the whole lm_head."""
-    blocks = config.num_layers * sum(config.projection_sizes)
-    return round(itemsize * ((1 - sparsity) * blocks + config.vocab_size * config.d_model))
+def decode_bytes(
+    config: ModelConfig, itemsize: int, sparsity: float = 0.0, formats: dict[str, str] | None = None
+) -> int:
+    """Bytes of weights that one decoded token reads: `(1 - sparsity)` of the blocks, and the whole lm_head.
+
+    `formats` of quantised weights by place, as an artifact has them.
+    """
+    blocks, head, _ = stored_bytes(config, itemsize, formats or {})
+    return round((1 - sparsity) * blocks) + head
 
 
-def model_facts(config: ModelConfig, itemsize: int, dtype: str) -> dict[str, Any]:
-    """Sizes of a model, JSON-ready."""
+def model_facts(
+    config: ModelConfig, itemsize: int, dtype: str, formats: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Sizes of a model, JSON-ready; `formats` as in `decode_bytes`."""
+    kinds = "+".join(sorted(set((formats or {}).values())))
     return {
         "model_type": config.model_type,
         "parameters": config.num_params,
@@ -60,9 +69,9 @@ def model_facts(config: ModelConfig, itemsize: int, dtype: str) -> dict[str, Any
         "max_position": config.max_position,
         "sliding_window": config.sliding_window,
         "tied_embeddings": config.tie_embeddings,
-        "dtype": dtype,
-        "weight_bytes": config.num_params * itemsize,
-        "bytes_per_token_dense": decode_bytes(config, itemsize),
+        "dtype": f"{dtype}, {kinds}" if kinds else dtype,
+        "weight_bytes": stored_bytes(config, itemsize, formats or {})[2],
+        "bytes_per_token_dense": decode_bytes(config, itemsize, formats=formats),
         "fingerprint": config.fingerprint,
     }
 

@@ -18,13 +18,13 @@ import numpy as np
 from flax import nnx
 
 from pallas_kernels import keep_mask
-from pallas_kernels.reference import matmul
 from teal_jax.analysis.cost import Cost, constant
 from teal_jax.analysis.forward import KEEP_ALL, Limits, Scored, score, threshold_step
 from teal_jax.analysis.rows import Rows
 from teal_jax.config import PROJECTIONS, ModelConfig
 from teal_jax.model import LanguageModel
 from teal_jax.nn.gates import Dense
+from teal_jax.nn.project import project
 from teal_jax.progress import track
 from teal_jax.sparsity.blocks import batches, block_graph, dense_block, embed
 from teal_jax.sparsity.histogram import NUM_BINS, count_magnitudes, magnitude_quantiles
@@ -103,7 +103,7 @@ def _layer_errors(
 
     def squares(up: jax.Array) -> jax.Array:
         hidden = gate * up
-        parts = (up, hidden, matmul(hidden, mlp.down_proj.weight[...]))
+        parts = (up, hidden, project(hidden, mlp.down_proj.weight.get_value(), Dense()))
         return jnp.stack([jnp.sum(jnp.square(part.astype(jnp.float32)) * where[:, None]) for part in parts])
 
     return y, jnp.stack([squares(other - up) for other in thinned]), squares(up)

@@ -7,12 +7,31 @@ from typing import Annotated
 import typer
 
 from teal_jax.cli.models import open_model
-from teal_jax.cli.options import Debug, Dtype, Json, Model, Offline, Overwrite, Quiet, Revision, examples
+from teal_jax.cli.options import (
+    CalibrationText,
+    CalibrationTokens,
+    Debug,
+    Dtype,
+    Json,
+    LmHead,
+    Model,
+    Offline,
+    Overwrite,
+    Quantize,
+    QuantizeMethod,
+    QuantizeMethodName,
+    Quiet,
+    Revision,
+    Seed,
+    SeqLen,
+    examples,
+)
 from teal_jax.cli.session import Session
 
 EPILOG = examples(
     "teal convert mistral-7b -o mistral",
     "teal convert ./checkpoint -o model --dtype bfloat16",
+    "teal convert mistral-7b -o mistral-int4 --quantize int4 --quantize-method gptq",
     "teal convert ./artifact -o hf --to hf",
 )
 
@@ -29,6 +48,13 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to.", show_default=False)],
     to: Annotated[Layout, typer.Option("--to", help="Layout: ours, or HuggingFace's.")] = Layout.artifact,
     dtype: Dtype = None,
+    quantize: Quantize = None,
+    quantize_method: QuantizeMethod = QuantizeMethodName.rtn,
+    lm_head: LmHead = None,
+    data: CalibrationText = None,
+    tokens: CalibrationTokens = 20480,
+    seq_len: SeqLen = None,
+    seed: Seed = 0,
     overwrite: Overwrite = False,
     revision: Revision = None,
     offline: Offline = False,
@@ -36,9 +62,31 @@ def command(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Import a HuggingFace checkpoint as an artifact, or export one to HuggingFace's layout."""
+    """Import a HuggingFace checkpoint as an artifact, quantised where asked, or export one to HuggingFace's layout.
+
+    Quantising reads one block at a time: a model that does not fit in 16 bits can be converted.
+    """
+    if to is Layout.hf and quantize is not None:
+        raise typer.BadParameter("HuggingFace's layout holds 16-bit weights: --quantize goes with --to artifact")
     with Session(quiet=quiet, as_json=as_json, debug=debug, offline=offline) as session:
-        lm = open_model(session, model, dtype=dtype, revision=revision)
+        # Known now, and not only after an hour of quantising.
+        if output.exists() and not overwrite:
+            from teal_jax.errors import ArtifactError
+
+            raise ArtifactError(f"{output} exists", hint="choose another name, or --overwrite")
+        lm = open_model(
+            session,
+            model,
+            dtype=dtype,
+            revision=revision,
+            quantize=quantize,
+            quantize_method=quantize_method.value,
+            lm_head=lm_head,
+            data=data or None,
+            num_tokens=tokens,
+            seq_len=seq_len,
+            seed=seed,
+        )
         if to is Layout.artifact:
             from teal_jax.artifact import save
 
@@ -48,8 +96,11 @@ def command(
                 session.note("HuggingFace's layout has no place for the sparsity plan: only the weights are written")
             path = _export(session, lm, output, overwrite)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        values = {"path": str(path), "layout": to.value, "dtype": str(lm.dtype), "bytes": size}
-        session.result(values | {"parameters": lm.config.num_params}, f"{path}  ({lm.dtype}, {size / 1e6:,.1f} MB)")
+        values = {"path": str(path), "layout": to.value, "dtype": str(lm.dtype), "quantization": lm.quantization}
+        kind = f"{lm.dtype}, {lm.quantization}" if lm.quantization else str(lm.dtype)
+        session.result(
+            values | {"bytes": size, "parameters": lm.config.num_params}, f"{path}  ({kind}, {size / 1e6:,.1f} MB)"
+        )
 
 
 def _export(session: Session, lm, output: Path, overwrite: bool) -> Path:

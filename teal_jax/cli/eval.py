@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from teal_jax.cli.options import Debug, Dtype, Json, Offline, Quiet, Revision, Seed, examples, parse_sparsities
+from teal_jax.cli.options import (
+    Debug,
+    Dtype,
+    Json,
+    LmHead,
+    Offline,
+    Quantize,
+    QuantizeMethod,
+    QuantizeMethodName,
+    Quiet,
+    Revision,
+    Seed,
+    examples,
+    parse_sparsities,
+)
 from teal_jax.cli.session import Session
 
 EPILOG = examples(
@@ -14,6 +28,7 @@ EPILOG = examples(
     "teal eval mistral-7b --data test.jsonl --calibration-data train.jsonl --sparsity 0.25,0.4,0.5 --out mistral-eval",
     "teal eval llama-2-7b --data test.txt --protocol teal --calibration calib.npz --method greedy --plot ppl.png",
     "teal eval mistral-7b --sparsity 0.4 --tasks hellaswag,gsm8k --task-limit 200",
+    "teal eval mistral-7b --quantize int4 --quantize-method gptq",
     "teal eval --render mistral-eval/report.json",
 )
 
@@ -116,6 +131,9 @@ def command(
     ] = None,
     seed: Seed = 0,
     dtype: Dtype = None,
+    quantize: Quantize = None,
+    quantize_method: QuantizeMethod = QuantizeMethodName.rtn,
+    lm_head: LmHead = None,
     revision: Revision = None,
     offline: Offline = False,
     quiet: Quiet = False,
@@ -126,7 +144,8 @@ def command(
 
     Perplexity, bits per byte, divergence from the dense model, agreement with it, repetition, realised sparsity, bytes
     read per token; confidence intervals; error by depth; plans and activations. What has been measured is kept in the
-    directory as it is done, and not measured again. Thresholds must come from other text than the one scored: an
+    directory as it is done, and not measured again. With --quantize all of it is of the quantised model: its dense
+    row is quantised, and thresholds are calibrated on it. Thresholds must come from other text than the one scored: an
     overlap is refused.
     """
     targets, prefix = parse_sparsities(sparsity), _prefix(dense_prefix)
@@ -161,6 +180,7 @@ def command(
             calibration_data=calibration_data or [],
             full_search=full_search,
             loading={"dtype": dtype, "revision": revision},
+            quantising={"quantize": quantize, "quantize_method": quantize_method.value, "lm_head": lm_head},
         )
         names = None if tasks is None else parse_tasks(tasks)
         directory = evaluation.open(out)

@@ -60,6 +60,7 @@ class Evaluation:
         calibration_data: Sequence[Path],
         full_search: bool,
         loading: dict[str, Any],
+        quantising: dict[str, Any],
     ):
         """Load model and text; nothing is measured yet. Arguments are the command's."""
         import jax
@@ -71,7 +72,8 @@ class Evaluation:
         self._session, self._settings = session, settings
         self._methods, self._targets = parse_methods(methods), list(targets)
         refuse_same_file(texts, calibration_data)
-        self._lm = open_model(session, model, **loading)
+        text = {"data": list(calibration_data) or None, "seed": settings.seed}
+        self._lm = open_model(session, model, **loading, **quantising, **text)
         if not texts:
             session.note("no --data: scoring the bundled children's stories")
             texts = [HELDOUT_TEXT]
@@ -109,7 +111,9 @@ class Evaluation:
                 "fingerprint": self._lm.config.fingerprint,
                 "weights": weights_digest(self._lm),
                 "dtype": str(self._lm.dtype),
-            },
+            }
+            # Of a model in 16 bits not a word, so that a directory begun before goes on.
+            | ({} if self._lm.quantization is None else {"quantization": self._lm.quantization}),
             "text": {"source": self._text.source, "digest": self._text.digest, "tokens": self._text.num_tokens},
             "calibration": {
                 "file": None if self._calibration_file is None else _file_digest(self._calibration_file),

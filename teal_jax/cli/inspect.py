@@ -58,11 +58,12 @@ def _show_model(session: Session, name: str, plot: Path | None) -> None:
     from teal_jax.tables import decode_bytes, model_facts
 
     directory = hub.resolve(name, offline=session.offline)
-    plan = None
+    plan, formats = None, {}
     if artifact.is_artifact(directory):
         manifest = artifact.read_manifest(directory)
         config, dtype = ModelConfig.from_dict(manifest["model_config"]), manifest["dtype"]
         plan = SparsityPlan.load(directory / artifact.PLAN) if manifest["sparse"] else None
+        formats = manifest.get("quantization", {})
         origin = {"name": manifest["name"], "created_with": manifest.get("created_with")}
     else:
         config = converters.read_config(directory)
@@ -70,9 +71,9 @@ def _show_model(session: Session, name: str, plot: Path | None) -> None:
         dtype = fields.get("dtype") or fields.get("torch_dtype") or "float32"
         origin = {"name": name, "created_with": None}
     itemsize = 4 if dtype == "float32" else 2
-    facts = {"path": str(directory), **origin, **model_facts(config, itemsize, dtype)}
+    facts = {"path": str(directory), **origin, **model_facts(config, itemsize, dtype, formats)}
     if plan is not None:
-        facts["bytes_per_token_sparse"] = decode_bytes(config, itemsize, plan.model_sparsity)
+        facts["bytes_per_token_sparse"] = decode_bytes(config, itemsize, plan.model_sparsity, formats)
     _show(session, facts, plan, plot)
 
 

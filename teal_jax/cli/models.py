@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def open_model(
-    session: Session, name: str, *, dtype: str | None = None, revision: str | None = None
+    session: Session, name: str, *, dtype: str | None = None, revision: str | None = None, **quantising: Any
 ) -> "LanguageModel":
-    """The model called `name`."""
+    """The model called `name`; `quantising` are further arguments of `teal_jax.load`."""
     from teal_jax import compilation_cache
     from teal_jax.loading import load
 
     compilation_cache.enable()
-    return load(name, dtype=dtype, revision=revision, offline=session.offline, progress=session.progress)
+    return load(name, dtype=dtype, revision=revision, offline=session.offline, progress=session.progress, **quantising)
 
 
 class Sparsifier:
@@ -38,7 +38,7 @@ class Sparsifier:
         from teal_jax.sparsity.calibration import calibrate
 
         if self._calibration is None and self._arguments.get("data") is None:
-            self._calibration = saved_calibration(Path(self._name).expanduser())
+            self._calibration = saved_calibration(Path(self._name).expanduser(), self._lm)
         if self._calibration is None:
             self._calibration = calibrate(self._lm, progress=self._session.progress, **self._arguments)
         return self._calibration

@@ -40,6 +40,14 @@ class DType(enum.StrEnum):
     float32 = "float32"
 
 
+class QuantizeMethodName(enum.StrEnum):
+    """Ways to quantise."""
+
+    rtn = "rtn"
+    awq = "awq"
+    gptq = "gptq"
+
+
 class MethodName(enum.StrEnum):
     """Allocation methods."""
 
@@ -68,6 +76,19 @@ Revision = Annotated[
     str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a hub repository.")
 ]
 Dtype = Annotated[DType | None, typer.Option("--dtype", help="Of weights and activations; as stored if not given.")]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        metavar="FORMAT",
+        help="Weights of the blocks: int8, int4 (groups of 64), int4-g128, int4-g64-asym; int3, int2: simulated.",
+    ),
+]
+QuantizeMethod = Annotated[
+    QuantizeMethodName,
+    typer.Option("--quantize-method", help="Round to nearest, or AWQ or GPTQ on calibration text."),
+]
+LmHead = Annotated[str | None, typer.Option("--lm-head", metavar="FORMAT", help="Quantise the lm_head too: int8.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there.")]
 Method = Annotated[MethodName, typer.Option("--method", help="How sparsity is shared out over the projections.")]

@@ -19,6 +19,7 @@ from teal_jax.evaluation.statistics import Statistics
 from teal_jax.evaluation.sweep import Failure
 from teal_jax.evaluation.text import EvaluationText
 from teal_jax.model import LanguageModel
+from teal_jax.quantization.storage import split_quantized
 from teal_jax.sparsity.statistics import Calibration
 from teal_jax.tables import model_facts
 
@@ -138,7 +139,7 @@ def make_report(
             "prompts": len(prompted.prompts),
         },
         calibration=_about(calibration, shared),
-        facts=model_facts(lm.config, lm.dtype.itemsize, str(lm.dtype)),
+        facts=model_facts(lm.config, lm.dtype.itemsize, str(lm.dtype), split_quantized(lm.params["weights"])[1]),
         notes=[*_warnings(statistics, cells, failures, prompted), *notes],
         made={
             "command": command,

@@ -5,12 +5,13 @@ import numpy as np
 
 from teal_jax.config import PROJECTIONS
 from teal_jax.model import LanguageModel
+from teal_jax.quantization.layer import matrix
 
 
 def weight_bytes(lm: LanguageModel, realised: np.ndarray) -> int:
-    """What a decoder that skips dropped rows reads for one token, in the model's own dtype.
+    """What a decoder that skips dropped rows reads for one token, in the format that each weight has.
 
-    `sum_p (1 - realised_p) size_p` over all projections, the whole lm_head, and what the gates themselves hold in
+    `sum_p (1 - realised_p) bytes_p` over all projections, the whole lm_head, and what the gates themselves hold in
     matrices (a compensation's factors, a rotation), once each. Norms, biases, scales and the one row of the
     embedding are left out: thousandths.
 
@@ -18,9 +19,7 @@ def weight_bytes(lm: LanguageModel, realised: np.ndarray) -> int:
       lm: dense or sparse.
       realised: share of input channels dropped, `[layers, 7]`.
     """
-    sizes = np.array(lm.config.projection_sizes)
-    blocks = ((1 - realised) * sizes).sum() + lm.config.vocab_size * lm.config.d_model
-    return round(lm.dtype.itemsize * blocks) + _gate_bytes(lm)
+    return round(float(((1 - realised) * _block_bytes(lm)).sum())) + _head_bytes(lm) + _gate_bytes(lm)
 
 
 def unread_share(lm: LanguageModel, realised: np.ndarray) -> float:
@@ -28,9 +27,19 @@ def unread_share(lm: LanguageModel, realised: np.ndarray) -> float:
 
     Below 0 where a compensation reads more than is dropped.
     """
-    blocks = lm.config.num_layers * sum(lm.config.projection_sizes)
-    head = lm.config.vocab_size * lm.config.d_model
-    return 1 - (weight_bytes(lm, realised) / lm.dtype.itemsize - head) / blocks
+    return float(1 - (weight_bytes(lm, realised) - _head_bytes(lm)) / _block_bytes(lm).sum())
+
+
+def _block_bytes(lm: LanguageModel) -> np.ndarray:
+    """Of every projection, int64 `[layers, 7]`; scales of quantised ones are in it."""
+    layers = lm.params["weights"]["layers"]
+    seven = range(len(PROJECTIONS))
+    return np.array([[matrix(layers[i], j).nbytes for j in seven] for i in range(lm.config.num_layers)], np.int64)
+
+
+def _head_bytes(lm: LanguageModel) -> int:
+    weights = lm.params["weights"]
+    return weights["embed" if lm.config.tie_embeddings else "lm_head"]["weight"].nbytes
 
 
 def _gate_bytes(lm: LanguageModel) -> int:

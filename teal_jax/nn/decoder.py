@@ -14,6 +14,7 @@ from teal_jax.nn.block import Block, Taps
 from teal_jax.nn.cache import KVCache
 from teal_jax.nn.gates import BlockGates, ModelGates
 from teal_jax.nn.norm import RMSNorm
+from teal_jax.nn.quantized import to_dense
 
 type Observer = Callable[[Taps, BlockGates], Any]
 """Called once a layer, inside jit, with the layer's taps and gates; what it returns is collected in a list."""
@@ -100,5 +101,5 @@ class Decoder(nnx.Module):
     def logits(self, x: jax.Array) -> jax.Array:
         """Float32 logits `[..., vocab]` of the residual stream `[..., d_model]`."""
         x = self.final_norm(x)
-        weight = self.embed.weight[...].T if self.config.tie_embeddings else self.lm_head.weight[...]
+        weight = self.embed.weight[...].T if self.config.tie_embeddings else to_dense(self.lm_head.weight.get_value())
         return matmul(x, weight, out_dtype=jnp.float32)

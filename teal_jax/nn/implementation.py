@@ -18,14 +18,17 @@ def use_fused_step(
     dtype: jax.typing.DTypeLike,
     batch: int,
     gates: ModelGates | None = None,
+    quantization: str | None = None,
 ) -> bool:
     """Whether a decode step runs in `fused_step`; raises `NotImplementedError` if it was asked for and cannot.
 
-    `gates` are those of the step; None leaves them out of the question.
+    `gates` are those of the step; None leaves them out of the question. `quantization` is the format of the weights.
     """
     reason = None
     if config.head_dim > MAX_HEAD_DIM:
         reason = f"they take head_dim <= {MAX_HEAD_DIM}, got {config.head_dim}"
     elif not isinstance(gates.gate if isinstance(gates, Biased) else gates, Dense | Threshold | None):
         reason = f"they take Dense gates, Threshold, and Biased of those, got {type(gates).__name__}"
+    elif quantization is not None:
+        reason = f"they take no quantised weights, got {quantization}"
     return use_pallas(implementation, dtype, batch, reason)

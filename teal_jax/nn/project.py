@@ -1,4 +1,4 @@
-"""`project`: the single switch between dense and sparse, for every projection of every model."""
+"""`project`: the single switch between dense, sparse and quantised, for every projection of every model."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,15 @@ from pallas_kernels import masked_matmul
 from pallas_kernels.reference import matmul
 from teal_jax.nn.compensation import Biased, Centred, LowRank, Rotated, only
 from teal_jax.nn.gates import Dense, Gate, GateOutput, Soft, Threshold, TopK
+from teal_jax.nn.quantized import QuantizedWeight, to_dense
 
 
-def project(x: jax.Array, weight: jax.Array, gate: Gate) -> jax.Array:
+def project(x: jax.Array, weight: jax.Array | QuantizedWeight, gate: Gate) -> jax.Array:
     """`y = W^T (keep(x) * x)`, the way to compute it chosen by the types of `weight` and `gate`.
 
     Args:
       x: `[..., d_in]`.
-      weight: `[d_in, d_out]`, the dtype of `x`.
+      weight: `[d_in, d_out]`, the dtype of `x`; a quantised one is dequantised first.
       gate: of one projection, from `teal_jax.nn.gates` or `teal_jax.nn.compensation`.
 
     Returns:
@@ -24,6 +25,7 @@ def project(x: jax.Array, weight: jax.Array, gate: Gate) -> jax.Array:
     Raises:
       TypeError: `gate` is none of them.
     """
+    weight = to_dense(weight)
     match gate:
         case Dense() | GateOutput():  # what CATS drops of up is dropped by the block
             return matmul(x, weight)
@@ -56,5 +58,5 @@ class Projection(nnx.Module):
 
     def __call__(self, x: jax.Array, gate: Gate) -> jax.Array:
         """`project`, and the bias; x `[..., d_in]`, returns `[..., d_out]`."""
-        y = project(x, self.weight[...], gate)
+        y = project(x, self.weight.get_value(), gate)
         return y + self.bias[...] if hasattr(self, "bias") else y

@@ -98,6 +98,7 @@ def calibrate(
             "dense_prefix": prefix,
             "threshold_rule": threshold_rule,
             "dtype": str(lm.dtype),
+            "quantization": lm.quantization,
         },
     )
     signed = []

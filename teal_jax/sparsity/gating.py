@@ -11,6 +11,7 @@ from teal_jax.config import PROJECTIONS, SITE_OF_PROJECTION, ModelConfig
 from teal_jax.errors import PlanError
 from teal_jax.nn.compensation import Biased, Centred, LowRank, Rotated
 from teal_jax.nn.gates import Dense, Gate, GateOutput, Gates, ModelGates, Threshold, TopK
+from teal_jax.nn.quantized import to_dense
 from teal_jax.sparsity.plan import Score, SparsityPlan, array_place
 
 type Vectors = tuple[tuple[jax.Array, ...], ...]
@@ -133,9 +134,9 @@ def row_norms(weight: jax.Array, order: int) -> jax.Array:
 
 
 def layer_weights(weights: dict[str, Any], layer: int) -> list[jax.Array]:
-    """The seven matrices of a layer, in the order of `PROJECTIONS`."""
+    """The seven matrices of a layer, in the order of `PROJECTIONS`; quantised ones dequantised."""
     parts = weights["layers"][layer]
-    return [parts["attn" if i < 4 else "mlp"][f"{name}_proj"]["weight"] for i, name in enumerate(PROJECTIONS)]
+    return [to_dense(parts["attn" if i < 4 else "mlp"][f"{name}_proj"]["weight"]) for i, name in enumerate(PROJECTIONS)]
 
 
 def _product(scale: Vectors | None, arrays: Places, config: ModelConfig) -> Vectors:

@@ -1,0 +1,1 @@
+"""Quantising a model: rounding to nearest, AWQ, GPTQ; block by block."""

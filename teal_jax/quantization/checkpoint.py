@@ -1,0 +1,70 @@
+"""A checkpoint quantised as it is read: a model that does not fit in 16 bits can be converted."""
+
+from pathlib import Path
+from typing import Any
+
+import converters
+from teal_jax.config import ModelConfig
+from teal_jax.data import TextSource
+from teal_jax.decode.tokenizer import Tokenizer
+from teal_jax.model import LanguageModel
+from teal_jax.nn.gates import Dense
+from teal_jax.nn.quantized import QuantSpec
+from teal_jax.quantization.driver import Method, check_request, quantize_head, quantize_layers, read_tokens
+from teal_jax.quantization.layer import Layer
+
+
+def quantize_checkpoint(
+    directory: Path,
+    config: ModelConfig,
+    spec: str | QuantSpec,
+    *,
+    name: str,
+    tokenizer: Tokenizer | None = None,
+    method: Method = "rtn",
+    lm_head: str | QuantSpec | None = None,
+    dtype: Any = None,
+    data: TextSource | None = None,
+    num_tokens: int = 20480,
+    seq_len: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> LanguageModel:
+    """As `quantize`, of the HF checkpoint in `directory`, of which one block at a time is read.
+
+    Memory: embedding, lm_head, one block in its dtype, what its quantisation needs, and the result.
+
+    Args:
+      directory: of the checkpoint.
+      config: from its config.json.
+      spec: the format.
+      name: of the model.
+      tokenizer: for calibration text.
+      dtype: of the weights before they are quantised, and of what is not; None: as stored.
+      method: see `quantize`.
+      lm_head: see `quantize`.
+      data: see `quantize`.
+      num_tokens: see `quantize`.
+      seq_len: see `quantize`.
+      seed: see `quantize`.
+      progress: draw a progress bar.
+
+    Raises:
+      CheckpointError: the weights are incomplete, broken, or do not fit the config.
+      QuantizationError: see `quantize`.
+    """
+    spec, head = check_request(config, spec, method, lm_head)
+    weights = converters.read_params(directory, config, dtype=dtype, only=lambda path: path[0] != "layers")
+    lm = LanguageModel(config=config, params={"weights": weights, "gates": Dense()}, name=name, tokenizer=tokenizer)
+    tokens = None
+    if method != "rtn":
+        tokens = read_tokens(lm, data, num_tokens=num_tokens, seq_len=seq_len, seed=seed)
+
+    def read(index: int) -> Layer:
+        part = converters.read_params(directory, config, dtype=dtype, only=lambda path: path[:2] == ("layers", index))
+        return part["layers"][index]
+
+    weights["layers"] = quantize_layers(lm, spec, read, method=method, tokens=tokens, progress=progress)
+    if head is not None:
+        weights["lm_head"] = {"weight": quantize_head(weights["lm_head"]["weight"], head)}
+    return lm
