@@ -13,6 +13,7 @@ from flax import nnx
 
 from teal_jax.config import ModelConfig
 from teal_jax.errors import ContextError, PlanError
+from teal_jax.nn.block import Block
 from teal_jax.nn.cache import KVCache, init_cache
 from teal_jax.nn.decoder import Decoder, Observer
 from teal_jax.nn.gates import Dense
@@ -216,5 +217,22 @@ class LanguageModel:
 
 def random_model(config: ModelConfig, *, seed: int = 0, dtype: jax.typing.DTypeLike = jnp.float32) -> LanguageModel:
     """A model with random weights: for tests, benchmarks and training from scratch."""
-    create = jax.jit(lambda: nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(seed), dtype=dtype))))
-    return LanguageModel(config=config, params={"weights": create(), "gates": Dense()}, name="random")
+    block, others = _initialisers(config, jnp.dtype(dtype))
+    *keys, last = jax.random.split(jax.random.key(seed), config.num_layers + 1)
+    weights = others(last)
+    weights["layers"] = {layer: block(key) for layer, key in enumerate(keys)}
+    return LanguageModel(config=config, params={"weights": weights, "gates": Dense()}, name="random")
+
+
+@functools.cache
+def _initialisers(config: ModelConfig, dtype: jnp.dtype) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Jitted `key -> weights` of a block, and of all else. All blocks in one program take XLA a minute to compile."""
+
+    def block(key: jax.Array) -> Any:
+        return nnx.to_pure_dict(nnx.state(Block(config, rngs=nnx.Rngs(key), dtype=dtype)))
+
+    def others(key: jax.Array) -> Any:
+        decoder = Decoder(dataclasses.replace(config, num_layers=1), rngs=nnx.Rngs(key), dtype=dtype)
+        return {name: part for name, part in nnx.to_pure_dict(nnx.state(decoder)).items() if name != "layers"}
+
+    return jax.jit(block), jax.jit(others)
