@@ -171,7 +171,8 @@ def prefill_rows(
       Float32 logits `[batch, vocab]` after each row's last token, and the cache.
     """
     clock = clock or Clock()
-    function = prefill_function(lm.config)
+    # A prompt is dense under every plan: without the plan's gates all of them share one program.
+    function, params = prefill_function(lm.config), lm.dense().params
     logits = jnp.zeros((len(rows), lm.config.vocab_size), jnp.float32)
     cache, logits = place_like(lm.params, (cache, logits))
     longest = max(map(len, rows))
@@ -182,9 +183,9 @@ def prefill_rows(
         for row, ids in enumerate(rows):
             part = ids[start : start + length]
             tokens[row, : len(part)], mask[row, : len(part)] = part, True
-        clock.compile(function, lm.params, tokens, mask, cache, logits)
+        clock.compile(function, params, tokens, mask, cache, logits)
         began = time.perf_counter()
-        logits, cache = function(lm.params, tokens, mask, cache, logits)
+        logits, cache = function(params, tokens, mask, cache, logits)
         logits.block_until_ready()
         clock.prefill_seconds += time.perf_counter() - began
     return logits, cache

@@ -9,7 +9,7 @@ whichever diverges less on the calibration text is taken.
 import numpy as np
 
 from teal_jax.progress import track
-from teal_jax.sparsity.divergence import divergence, sample
+from teal_jax.sparsity.divergence import divergence, nearest, sample
 from teal_jax.sparsity.greedy_path import GreedyPath
 from teal_jax.sparsity.methods import greedy
 from teal_jax.sparsity.methods.choice import Choice, Task
@@ -20,16 +20,15 @@ STEP = 0.01
 
 def choose(task: Task) -> Choice:
     """Thresholds of |x|; the mean over blocks is the target."""
+    alike, notes = greedy.magnitude_shares(task)
     path = greedy.magnitude_path(task)
-    alike, notes = greedy.shares(task, path)
     end = min(float(path.effective[-1]), float(GRID[-1]))
     unlike = share_out(task.target, end, curves(task, path))
     candidate = np.stack([path.at(share)[0][layer] for layer, share in enumerate(unlike)])
-    tokens = sample(task.calibration)
-    found = [divergence(task.lm, task.calibration.thresholds(shares), tokens) for shares in (alike, candidate)]
-    better = found[1] < found[0]
-    facts = {"blocks": unlike.tolist(), "taken": better, "divergence": {"alike": found[0], "unlike": found[1]}}
-    return Choice(sparsity=candidate if better else alike, notes=notes | facts)
+    tried = {"alike": alike, "unlike": candidate}
+    taken, found = nearest(task.lm, task.calibration, tried)
+    facts = {"blocks": unlike.tolist(), "taken": taken, "divergence": found}
+    return Choice(sparsity=tried[taken], notes=notes | facts)
 
 
 def curves(task: Task, path: GreedyPath) -> np.ndarray:

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from teal_jax.sparsity.distil import distil
-from teal_jax.sparsity.divergence import divergence, sample
+from teal_jax.sparsity.divergence import nearest
 from teal_jax.sparsity.methods.choice import Choice, Task, flat
 from teal_jax.sparsity.plan import Score, array_name
 
@@ -44,8 +44,5 @@ def _start(task: Task) -> tuple[str, np.ndarray]:
     path = task.calibration.path
     if path is not None and task.target <= path.effective[-1]:
         shares["greedy"] = path.at(task.target)[0]
-    starts = {name: task.calibration.thresholds(share) for name, share in shares.items()}
-    if len(starts) == 1:
-        return "uniform", starts["uniform"]
-    tokens = sample(task.calibration)
-    return min(starts.items(), key=lambda start: divergence(task.lm, start[1], tokens))
+    name = nearest(task.lm, task.calibration, shares)[0] if len(shares) > 1 else "uniform"
+    return name, task.calibration.thresholds(shares[name])

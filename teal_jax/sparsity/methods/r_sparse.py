@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import keep_mask
+from pallas_kernels.reference import matmul
 from teal_jax.config import SITE_OF_PROJECTION
 from teal_jax.progress import track
 from teal_jax.sparsity.blocks import TOKENS_PER_BATCH, dense_block, embed
@@ -41,15 +42,12 @@ def choose(task: Task) -> Choice:
             shares = np.array([share for _, share in tried])
             thresholds = columns(i, np.tile(shares, (lm.config.num_layers, 1)))[layer]
             site = taps[SITE_OF_PROJECTION[i]].reshape(-1, weight.shape[0])
-            errors = [
-                float(_error(site, weight, a[:, :rank], b[:rank], threshold))
-                for (rank, _), threshold in zip(tried, thresholds, strict=True)
-            ]
+            errors = _errors(site, weight, a, b, np.array([rank for rank, _ in tried]), thresholds)
             rank, sparsity[layer, i] = tried[int(np.argmin(errors))]
             ranks[layer, i] = rank
             if rank:
-                arrays[array_name("low_rank_a", layer, i)] = np.asarray(a[:, :rank], np.float32)
-                arrays[array_name("low_rank_b", layer, i)] = np.asarray(b[:rank], np.float32)
+                arrays[array_name("low_rank_a", layer, i)] = np.asarray(a, np.float32)[:, :rank]
+                arrays[array_name("low_rank_b", layer, i)] = np.asarray(b, np.float32)[:rank]
     return Choice(sparsity=sparsity, arrays=arrays, notes={"ranks": ranks.tolist()})
 
 
@@ -72,7 +70,16 @@ _block = functools.partial(jax.jit, static_argnums=0)(dense_block)
 
 
 @jax.jit
-def _error(x: jax.Array, weight: jax.Array, a: jax.Array, b: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Mean square of what is lost of `W^T x`, over x `[tokens, d_in]`."""
-    dropped = jnp.where(keep_mask(x, threshold), 0, x).astype(jnp.float32)
-    return jnp.mean((dropped @ weight.astype(jnp.float32) - dropped @ a @ b) ** 2)
+def _errors(
+    x: jax.Array, weight: jax.Array, a: jax.Array, b: jax.Array, ranks: jax.Array, thresholds: jax.Array
+) -> jax.Array:
+    """Mean square of what is lost of `W^T x` for each rank and its threshold, over x `[tokens, d_in]`."""
+
+    def error(tried: tuple[jax.Array, jax.Array]) -> jax.Array:
+        rank, threshold = tried
+        dropped = jnp.where(keep_mask(x, threshold), 0, x).astype(jnp.float32)
+        # Zeros in the place of the columns beyond the rank: a program serves every rank.
+        low = matmul(dropped, a) * (jnp.arange(a.shape[1]) < rank)
+        return jnp.mean((matmul(dropped, weight.astype(jnp.float32)) - matmul(low, b)) ** 2)
+
+    return jax.lax.map(error, (ranks, thresholds))

@@ -11,7 +11,7 @@ from teal_jax.sparsity.plan import array_name
 
 def choose(task: Task) -> Choice:
     """Greedy TEAL with a bias for every projection."""
-    sparsity, notes = greedy.shares(task, greedy.magnitude_path(task))
+    sparsity, notes = greedy.magnitude_shares(task)
     thresholds = task.calibration.thresholds(sparsity)
     found = distil(
         task.lm,

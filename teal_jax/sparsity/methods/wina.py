@@ -11,5 +11,5 @@ from teal_jax.sparsity.plan import Score
 
 def choose(task: Task) -> Choice:
     """The shares of TEAL's greedy path under |x|, and top-K of the score; within half a channel of the target."""
-    sparsity, notes = greedy.shares(task, greedy.magnitude_path(task))
+    sparsity, notes = greedy.magnitude_shares(task)
     return Choice(sparsity=sparsity, thresholds=no_thresholds(sparsity), gate="top_k", score=Score(norm=2), notes=notes)

@@ -173,3 +173,18 @@ def test_wrong_use(lm, calibration):
     short = teal_jax.calibrate(lm, tiny_tokens(2, 3), progress=False)
     with pytest.raises(DataError, match="at least 4 tokens"):
         teal_jax.allocate(lm, short, 0.4, progress=False)
+
+
+def test_a_plan_farther_from_the_dense_model_than_uniform_is_not_taken(lm, calibration):
+    path = calibration.path
+    # All in one block, which no search of single blocks would mind.
+    uneven = np.stack([np.zeros_like(path.sparsity[0]), np.tile(2 * path.effective[:, None], 7)])
+    rigged = dataclasses.replace(path, sparsity=uneven, uniform_error=np.full_like(path.uniform_error, np.inf))
+    with pytest.warns(UserWarning, match="uniform sparsity leaves the model nearer"):
+        plan = teal_jax.allocate(
+            lm, dataclasses.replace(calibration, path=rigged), 0.4, settings=SETTINGS, progress=False
+        )
+    np.testing.assert_allclose(plan.sparsity, 0.4)
+    notes = plan.notes["allocation"]["model"]
+    assert notes["taken"] == "uniform"
+    assert notes["divergence"]["uniform"] < notes["divergence"]["greedy"]
