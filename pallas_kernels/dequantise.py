@@ -10,22 +10,29 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import mlir
 
-# A byte of the word u = codes + 128 below the three bytes of 2^23: 2^23 + u; less 2^23 + 128.
-_BYTES = "{ .reg .b32 u, t; xor.b32 u, $4, 0x80808080;" + "".join(
-    f" prmt.b32 t, u, 0x4B000000, 0x744{i}; add.rn.f32 ${i}, t, 0fCB000080;" for i in range(4)
+BYTES = "{ .reg .b32 u, t; xor.b32 u, $4, 0x80808080; " + " ".join(
+    f"prmt.b32 t, u, 0x4B000000, 0x744{i}; add.rn.f32 ${i}, t, 0fCB000080;" for i in range(4)
 )
+"""PTX: four bytes of a word, u = code + 128 each, below the upper bytes of 2^23: 2^23 + u. Less 2^23 + 128."""
 
-# Half a byte at bit 4j of the mantissa of 2^23: 2^23 + 16^j code. Times 16^-j, less 2^(23 - 4j) + zero; of those sums
-# the arguments give one a place, for each element.
-_NIBBLES = "{ .reg .b32 u, t; mov.b32 u, $8;"
-for _element in range(4):
-    if _element == 2:
-        _NIBBLES += " shr.u32 u, u, 16;"
-    for _half in range(2):
-        _place = 2 * (_element % 2) + _half
-        _NIBBLES += f" lop3.b32 t, u, {0xF << 4 * _place:#x}, 0x4B000000, 0xEA;"
-        _NIBBLES += f" fma.rn.f32 ${4 * _half + _element}, t, 0f{0x3F800000 - (4 * _place << 23):08X},"
-        _NIBBLES += f" ${9 + 4 * _place + _element};"
+CONSTANTS = [-(2.0 ** (23 - 4 * place)) for place in range(4)]
+"""What is added to a half byte that came from bit `4 * place`, before its zero point is subtracted."""
+
+
+def _half(element: int, half: int) -> str:
+    """PTX: a half byte at bit 4p of the mantissa of 2^23, 2^23 + 16^p code; times 16^-p, less 2^(23 - 4p) + zero."""
+    place = 2 * (element % 2) + half
+    mask, factor = f"{15 << 4 * place:#x}", f"0f{0x3F800000 - (4 * place << 23):08X}"
+    return (
+        f"lop3.b32 t, u, {mask}, 0x4B000000, 0xEA; "
+        f"fma.rn.f32 ${4 * half + element}, t, {factor}, ${9 + 4 * place + element};"
+    )
+
+
+NIBBLES = "{ .reg .b32 u, t; mov.b32 u, $8; " + " ".join(
+    ("shr.u32 u, u, 16; " if element == 2 else "") + _half(element, 0) + " " + _half(element, 1) for element in range(4)
+)
+"""PTX: the low halves of four bytes, then the high halves; the constants, less the zero point of every byte, follow."""
 
 _bytes, _nibbles = core.Primitive("pallas_bytes_to_floats"), core.Primitive("pallas_nibbles_to_floats")
 _nibbles.multiple_results = True
@@ -74,14 +81,14 @@ def _install() -> bool:
 
         @lowering.register_lowering(_bytes)
         def _bytes_rule(ctx: Any, codes: Any) -> Any:
-            return assembly(_BYTES, [codes], "=f,=f,=f,=f,r", 1)
+            return assembly(BYTES, [codes], "=f,=f,=f,=f,r", 1)
 
         @lowering.register_lowering(_nibbles)
         def _nibbles_rule(ctx: Any, codes: Any, zero: Any) -> Any:
-            constants = [ir.FloatAttr.get_f32(-(2.0 ** (23 - 4 * place))) for place in range(4)]
+            constants = [ir.FloatAttr.get_f32(value) for value in CONSTANTS]
             splats = [arith.constant(zero.type, ir.DenseElementsAttr.get_splat(zero.type, c)) for c in constants]
             sums = [arith.subf(c, zero) for c in splats]
-            return list(assembly(_NIBBLES, [codes, *sums], ",".join(["=f"] * 8 + ["r"] + ["f"] * 16), 2))
+            return list(assembly(NIBBLES, [codes, *sums], ",".join(["=f"] * 8 + ["r"] + ["f"] * 16), 2))
     except (ImportError, AttributeError):
         return False
     return True
