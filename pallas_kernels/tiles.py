@@ -124,6 +124,10 @@ class Bits:
     lm_head: int = 16
 
 
+FLOATS = Bits()
+"""Of a model without codes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DecodeTiles:
     """Every size that a decode step's kernels are cut by.
@@ -150,7 +154,7 @@ def decode_tiles(
     *,
     batch: int = 1,
     dense: bool = False,
-    bits: Bits = Bits(),
+    bits: Bits = FLOATS,
 ) -> DecodeTiles:
     """The tiles of a decode step.
 
