@@ -85,7 +85,7 @@ def check_weights(
             wide = bias.dtype == jnp.float32  # the dtype of the sums will do as well
             expect("biases", bias, weight.shape[1:], jnp.float32 if wide else first.dtype)
     check_rows(rows, first, len(weights))
-    for name in ("columns", "warps"):
+    for name in ("columns", "warps", "each"):
         check_power(name, getattr(tile, name))
     if tile.splits < 1 or tile.unroll < 1:
         raise ValueError(f"tile: expected splits and unroll >= 1, got {tile}")

@@ -84,12 +84,13 @@ def _coded_tile(d_in: int, d_outs: tuple[int, ...], *, batch: int, dense: bool, 
     columns = 2048 // bits * (2 if dense and sum(d_outs) >= HUGE else 1)
     while columns > 32 and columns > min(d_outs):
         columns //= 2
-    each = min(128 // bits, max(8, 64 // batch))
+    each = min(128 // bits, 64 >> (batch - 1).bit_length())
     sums = each * batch
     registers = 64 if sums <= 16 else 80 if sums <= 32 else 128
     warps = 4 if sum(d_outs) >= LARGE and not dense else 8
     tile = Tile(columns, 1, 4, warps, registers, each)
-    return _split(tile, d_in, _wanted(tile, d_outs, dense))
+    # The partial sums, written and read, should stay well below the weights, which are small here.
+    return _split(tile, d_in, _wanted(tile, d_outs, dense), most=max(1, d_in * bits // 256))
 
 
 def _tiles(d_outs: tuple[int, ...], columns: int) -> int:
@@ -101,8 +102,8 @@ def _wanted(tile: Tile, d_outs: tuple[int, ...], dense: bool) -> float:
     return (DENSE_THREADS if dense else KEPT_THREADS) / (32 * tile.warps * _tiles(d_outs, tile.columns))
 
 
-def _split(tile: Tile, d_in: int, wanted: float) -> Tile:
-    """The tile with about `wanted` splits."""
+def _split(tile: Tile, d_in: int, wanted: float, most: int | None = None) -> Tile:
+    """The tile with about `wanted` splits, at most `most`."""
     # Groups of rows should go round evenly: then no program of dense rows needs a mask, or has less to do.
     groups = max(1, d_in // (tile.rows * tile.unroll))
 
@@ -110,7 +111,7 @@ def _split(tile: Tile, d_in: int, wanted: float) -> Tile:
         uneven = -(-groups // splits) * splits / groups
         return uneven**4 * max(splits / wanted, wanted / splits) ** 0.5
 
-    return dataclasses.replace(tile, splits=min(range(1, groups + 1), key=cost))
+    return dataclasses.replace(tile, splits=min(range(1, min(groups, most or groups) + 1), key=cost))
 
 
 @dataclasses.dataclass(frozen=True)

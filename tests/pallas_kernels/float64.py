@@ -114,7 +114,8 @@ def exactly(weight: Matrix) -> np.ndarray:
     w = np.empty(weight.shape)
     for j in range(w.shape[1]):
         code, g = codes[:, j // 2] >> 4 * (j % 2) & 15, j // weight.group
-        w[:, j] = (code - (8 if weight.zero is None else f64(weight.zero)[:, g])) * scale[:, g]
+        with np.errstate(invalid="ignore"):
+            w[:, j] = (code - (8 if weight.zero is None else f64(weight.zero)[:, g])) * scale[:, g]
     return w
 
 
