@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.coded import CodedMatrix, Matrix
 from pallas_kernels.kept import Cut, KeptRows, kept_shapes
 from pallas_kernels.support import FLOATS, MAX_BATCH
 from pallas_kernels.tiles import Tile
@@ -60,7 +61,7 @@ def expect(name: str, x: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DT
 
 def check_weights(
     rows: KeptRows | jax.Array,
-    weights: Sequence[jax.Array],
+    weights: Sequence[Matrix],
     biases: Sequence[jax.Array] | None,
     tile: Tile,
     counters: jax.Array,
@@ -75,6 +76,8 @@ def check_weights(
             raise ValueError(f"weights: expected [{first.shape[0]}, d_out] each, got {weight.shape}")
         if weight.dtype != first.dtype:
             raise TypeError(f"weights: expected {first.dtype} throughout, got {weight.dtype}")
+        if isinstance(weight, CodedMatrix):
+            check_coded(weight)
     if biases is not None:
         if len(biases) != len(weights):
             raise ValueError(f"biases: expected one for each of {len(weights)} weights, got {len(biases)}")
@@ -82,7 +85,7 @@ def check_weights(
             wide = bias.dtype == jnp.float32  # the dtype of the sums will do as well
             expect("biases", bias, weight.shape[1:], jnp.float32 if wide else first.dtype)
     check_rows(rows, first, len(weights))
-    for name in ("columns", "warps"):
+    for name in ("columns", "warps", "each"):
         check_power(name, getattr(tile, name))
     if tile.splits < 1 or tile.unroll < 1:
         raise ValueError(f"tile: expected splits and unroll >= 1, got {tile}")
@@ -91,7 +94,26 @@ def check_weights(
         raise ValueError(f"counters: expected int32 [n] with n >= {tiles}, got {counters.dtype} {counters.shape}")
 
 
-def check_rows(rows: KeptRows | jax.Array, weight: jax.Array, segments: int) -> None:
+def check_coded(weight: CodedMatrix) -> None:
+    """Raise unless the arrays of `weight` fit together."""
+    d_in, d_out = weight.shape
+    group = weight.group
+    if group is None:
+        expect("codes", weight.codes, (d_in, d_out), jnp.int8)
+        expect("scale", weight.scale, (d_out,), jnp.float32)
+        if weight.zero is not None:
+            raise ValueError("zero: expected none with 8 bits")
+        return
+    check_power("group", group)
+    if group < 2 or d_out % group:
+        raise ValueError(f"group: expected one >= 2 that divides {d_out} outputs, got {group}")
+    expect("codes", weight.codes, (d_in, d_out // 2), jnp.uint8)
+    expect("scale", weight.scale, (d_in, d_out // group), jnp.bfloat16)
+    if weight.zero is not None:
+        expect("zero", weight.zero, (d_in, d_out // group), jnp.uint8)
+
+
+def check_rows(rows: KeptRows | jax.Array, weight: Matrix, segments: int) -> None:
     """Raise unless `rows` are what `segments` matrices like `weight` are multiplied by."""
     d_in = weight.shape[0]
     if not isinstance(rows, KeptRows):

@@ -9,10 +9,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.checks import check_cut, check_weights
+from pallas_kernels.coded import Matrix
 from pallas_kernels.kept import Cut, KeptRows, kept_shapes, select_reference, write_kept
 from pallas_kernels.launch import launch
 from pallas_kernels.matvec import Rows, matvec_reference, program_sums, real_splits
-from pallas_kernels.row_sum import row_loader
+from pallas_kernels.row_reader import rescale, row_reader
 from pallas_kernels.split import add_partials, last_to_finish, tile_columns
 from pallas_kernels.tiles import Tile
 
@@ -26,7 +27,7 @@ def gate_and_up(gate: jax.Array, up: jax.Array, dtype: jax.typing.DTypeLike) -> 
 @functools.partial(jax.jit, static_argnames=("tile", "interpret"))
 def gate_up(
     rows: Rows,
-    weights: tuple[jax.Array, jax.Array],
+    weights: tuple[Matrix, Matrix],
     counters: jax.Array,
     cut: Cut | None,
     *,
@@ -38,7 +39,7 @@ def gate_up(
 
     Args:
       rows: as for `matvec`, two segments: gate and up.
-      weights: gate and up, `[d_model, d_mlp]` each.
+      weights: gate and up, `[d_model, d_mlp]` each, or `CodedMatrix`.
       counters: as for `matvec`, one or more for each column tile of `d_mlp`.
       cut: one threshold, of down; None: dense.
       tile: how the work is cut; a list of the result has `tile.columns` channels.
@@ -72,7 +73,7 @@ def gate_up(
             @pl.when((n >= s * tiles) & (n < (s + 1) * tiles))
             def _(s: int = s) -> None:
                 cols, exists = tile_columns(n - s * tiles, tile.columns, d_mlp)
-                sums = program_sums(rows, s, split, tile, row_loader(weights[s], cols, exists))
+                sums = program_sums(rows, s, split, tile, row_reader(weights[s], n - s * tiles, tile.columns))
                 for b, total in enumerate(sums):
                     plgpu.store(partials.at[split, b, s * d_mlp + cols], total, mask=exists)
 
@@ -83,7 +84,8 @@ def gate_up(
             cols, exists = tile_columns(pair, tile.columns, d_mlp)
             xs = []
             for b in range(batch):
-                both = [add_partials(partials, b, s * d_mlp + cols, exists) for s in range(2)]
+                sums = [add_partials(partials, b, s * d_mlp + cols, exists) for s in range(2)]
+                both = [rescale(weights[s], sums[s], cols, exists) for s in range(2)]
                 if biases is not None:
                     both = [
                         y + plgpu.load(bias.at[cols], mask=exists).astype(jnp.float32)
@@ -120,7 +122,7 @@ def gate_up(
 
 def gate_up_reference(
     rows: Rows,
-    weights: tuple[jax.Array, jax.Array],
+    weights: tuple[Matrix, Matrix],
     cut: Cut | None,
     *,
     width: int,

@@ -11,11 +11,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.checks import check_dtype, check_weights, expect
+from pallas_kernels.coded import CodedMatrix, Matrix
 from pallas_kernels.kept import KeptRows
 from pallas_kernels.launch import launch
 from pallas_kernels.reference import matmul
 from pallas_kernels.registers import begin
-from pallas_kernels.row_sum import LoadRows, Sums, lists_of_split, row_loader, sum_dense_rows, sum_kept_rows
+from pallas_kernels.row_reader import RowReader, rescale, row_reader
+from pallas_kernels.row_sum import Sums, lists_of_split, sum_dense_rows, sum_kept_rows
 from pallas_kernels.split import add_partials, last_to_finish, tile_columns
 from pallas_kernels.tiles import Tile
 
@@ -32,18 +34,18 @@ def real_splits(rows: Rows, tile: Tile) -> Tile:
     return dataclasses.replace(tile, splits=lists * parts if parts > 1 else -(-lists // own))
 
 
-def program_sums(rows: Any, segment: int, split: jax.Array, tile: Tile, load: LoadRows) -> Sums:
+def program_sums(rows: Any, segment: int, split: jax.Array, tile: Tile, read: RowReader) -> Sums:
     """Inside a kernel: this program's share of one column tile."""
     split = begin(split, tile.registers, release=False)
     if isinstance(rows, KeptRows):
-        return sum_kept_rows(rows, segment, split, tile, load)
-    return sum_dense_rows(rows, split, tile, load)
+        return sum_kept_rows(rows, segment, split, tile, read)
+    return sum_dense_rows(rows, split, tile, read)
 
 
 @functools.partial(jax.jit, static_argnames=("tile", "out_dtype", "interpret"))
 def matvec(
     rows: Rows,
-    weights: Sequence[jax.Array],
+    weights: Sequence[Matrix],
     counters: jax.Array,
     *,
     tile: Tile,
@@ -56,7 +58,7 @@ def matvec(
 
     Args:
       rows: kept channels, one segment for each of `weights`; or all of x `[batch, d_in]`.
-      weights: `[d_in, d_out_s]` each, one dtype.
+      weights: `[d_in, d_out_s]` each, of one dtype; or `CodedMatrix`.
       counters: int32 zeros, one or more for each column tile; updated in place, zeros again afterwards.
       tile: how the work is cut.
       biases: `[d_out_s]` each, of the weights' dtype or float32, added to the sums before they are rounded.
@@ -92,14 +94,14 @@ def matvec(
             @pl.when((n >= start) & (n < start + tiles[s]))
             def _(s: int = s, weight: Any = weight, start: int = start, offset: int = offset) -> None:
                 cols, exists = tile_columns(n - start, tile.columns, widths[s])
-                sums = program_sums(rows, s, split, tile, row_loader(weight, cols, exists))
+                sums = program_sums(rows, s, split, tile, row_reader(weight, n - start, tile.columns))
                 for b, total in enumerate(sums):
                     plgpu.store(partials.at[split, b, offset + cols], total, mask=exists)
 
                 @pl.when(last_to_finish(counters, n, tile.splits, interpret))
                 def _() -> None:
                     for b in range(batch):
-                        total = add_partials(partials, b, offset + cols, exists)
+                        total = rescale(weight, add_partials(partials, b, offset + cols, exists), cols, exists)
                         if biases is not None:
                             total += plgpu.load(biases[s].at[cols], mask=exists).astype(jnp.float32)
                         total = total.astype(out_dtype)
@@ -127,7 +129,7 @@ def matvec(
 
 def matvec_reference(
     rows: Rows,
-    weights: Sequence[jax.Array],
+    weights: Sequence[Matrix],
     *,
     biases: Sequence[jax.Array] | None = None,
     residual: jax.Array | None = None,
@@ -137,7 +139,10 @@ def matvec_reference(
     out_dtype = out_dtype or weights[0].dtype
     parts = []
     for s, weight in enumerate(weights):
-        y = matmul(scatter(rows, s, weight), weight, out_dtype=jnp.float32)
+        x = scatter(rows, s, weight)
+        if isinstance(weight, CodedMatrix):
+            x, weight = x.astype(jnp.float32), weight.decode()
+        y = matmul(x, weight, out_dtype=jnp.float32)
         if biases is not None:
             y += biases[s].astype(jnp.float32)
         parts.append(y.astype(out_dtype))
@@ -145,7 +150,7 @@ def matvec_reference(
     return y if residual is None else y + residual
 
 
-def scatter(rows: Rows, segment: int, weight: jax.Array) -> jax.Array:
+def scatter(rows: Rows, segment: int, weight: Matrix) -> jax.Array:
     """x `[batch, d_in]` with zeros where it is not kept, in the dtype of `weight`."""
     if not isinstance(rows, KeptRows):
         return rows

@@ -1,6 +1,5 @@
 """Inside a kernel: the sum of weighted rows of W over one tile of output columns, many rows in flight."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,37 +8,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.fma import fma
+from pallas_kernels.row_reader import RowReader
 from pallas_kernels.tiles import Tile
 
 type Sums = tuple[jax.Array, ...]
 """Float32 `[columns]` of every batch row."""
 
-type LoadRows = Callable[[jax.Array, jax.Array | None], jax.Array]
-"""`(channels [rows], used bool [rows] | None) -> [rows, columns]`; rows not used are not read and give zeros."""
 
-
-def row_loader(weight: Any, columns: jax.Array, exists: jax.Array | None) -> LoadRows:
-    """Loads rows of the ref `weight [d_in, d_out]` at `columns`, of which `exists` says which there are."""
-
-    def load(channels: jax.Array, used: jax.Array | None) -> jax.Array:
-        mask = None if exists is None else exists[None, :]
-        if used is not None:
-            mask = used[:, None] if mask is None else mask & used[:, None]
-        if mask is not None:
-            mask = jnp.broadcast_to(mask, (channels.shape[0], columns.shape[0]))
-        # Weights are read once a token: they should not push activations out of the cache.
-        return plgpu.load(
-            weight.at[channels[:, None], columns[None, :]],
-            mask=mask,
-            other=None if mask is None else 0.0,
-            eviction_policy="evict_first",
-        )
-
-    return load
-
-
-def sum_kept_rows(rows: Any, segment: int, split: jax.Array, tile: Tile, load: LoadRows) -> Sums:
+def sum_kept_rows(rows: Any, segment: int, split: jax.Array, tile: Tile, read: RowReader) -> Sums:
     """`sum over entries j of value_j W[index_j, columns]`, over the lists that `split` of `tile.splits` owns.
 
     `rows` is a `KeptRows` of refs.
@@ -77,17 +53,17 @@ def sum_kept_rows(rows: Any, segment: int, split: jax.Array, tile: Tile, load: L
                     xs = [
                         plgpu.load(rows.value.at[segment, which, b, entry], mask=used, other=0.0) for b in range(batch)
                     ]
-                    loaded.append((load(channels, used), xs))
-            return add_rows(sums, loaded)
+                    loaded.append((read.load(channels, used), xs))
+            return add_rows(read, sums, loaded)
 
         return lax.fori_loop(0, pl.cdiv(longest, ahead * parts * tile.rows), step, sums)
 
-    sums = tuple(jnp.zeros((tile.rows, tile.columns), jnp.float32) for _ in range(batch))
+    sums = tuple(read.zeros(tile.rows) for _ in range(batch))
     sums = some_lists(0, sums) if groups == 1 else lax.fori_loop(0, groups, some_lists, sums)
-    return tuple(jnp.sum(s, axis=0) for s in sums)
+    return tuple(read.total(s) for s in sums)
 
 
-def sum_dense_rows(x: Any, split: jax.Array, tile: Tile, load: LoadRows) -> Sums:
+def sum_dense_rows(x: Any, split: jax.Array, tile: Tile, read: RowReader) -> Sums:
     """`sum over i of x_i W[i, columns]`, over the share of `split`; x is a ref `[batch, d_in]`."""
     batch, d_in = x.shape
     step_rows = tile.rows * tile.unroll
@@ -104,20 +80,19 @@ def sum_dense_rows(x: Any, split: jax.Array, tile: Tile, load: LoadRows) -> Sums
                 plgpu.load(x.at[b, channels], mask=used, other=None if even else 0.0).astype(jnp.float32)
                 for b in range(batch)
             ]
-            loaded.append((load(channels, used), xs))
-        return add_rows(sums, loaded)
+            loaded.append((read.load(channels, used), xs))
+        return add_rows(read, sums, loaded)
 
     steps = share // step_rows if even else pl.cdiv(jnp.clip(d_in - split * share, 0, share), step_rows)
-    sums = tuple(jnp.zeros((tile.rows, tile.columns), jnp.float32) for _ in range(batch))
+    sums = tuple(read.zeros(tile.rows) for _ in range(batch))
     sums = lax.fori_loop(0, steps, step, sums)
-    return tuple(jnp.sum(s, axis=0) for s in sums)
+    return tuple(read.total(s) for s in sums)
 
 
-def add_rows(sums: Sums, loaded: list[tuple[jax.Array, list[jax.Array]]]) -> Sums:
-    """Running sums `[rows, columns]` plus `x * W`, in this order, for every batch row."""
+def add_rows(read: RowReader, sums: tuple[Any, ...], loaded: list[tuple[Any, list[jax.Array]]]) -> tuple[Any, ...]:
+    """Running sums plus `x * W`, in this order, for every batch row."""
     for weights, xs in loaded:
-        weights = weights.astype(jnp.float32)
-        sums = tuple(fma(weights, x[:, None], s) for s, x in zip(sums, xs, strict=True))
+        sums = read.add(sums, weights, xs)
     return sums
 
 

@@ -1,6 +1,7 @@
 """How a matvec is cut into programs, and why."""
 
 import dataclasses
+import functools
 
 KEPT_THREADS, DENSE_THREADS = 90112, 81920
 """That share a matrix: 680 and 620 on each of an H200's 132 multiprocessors. About the best of those timed there.
@@ -28,6 +29,7 @@ class Tile:
       unroll: groups of rows in flight.
       warps: of 32 threads, a program, a power of two.
       registers: most of them a thread; see `registers.begin`.
+      each: weights of a row that a thread loads at once: 8 are 16 bytes of bfloat16.
     """
 
     columns: int
@@ -35,14 +37,15 @@ class Tile:
     unroll: int = 8
     warps: int = 8
     registers: int = 64
+    each: int = 8
 
     @property
     def rows(self) -> int:
-        """Rows of W that the threads load at once, eight weights each: 16 bytes of bfloat16."""
-        return max(1, self.warps * 32 * 8 // self.columns)
+        """Rows of W that the threads load at once."""
+        return max(1, self.warps * 32 * self.each // self.columns)
 
 
-def matvec_tile(d_in: int, d_outs: tuple[int, ...], *, batch: int = 1, dense: bool = False) -> Tile:
+def matvec_tile(d_in: int, d_outs: tuple[int, ...], *, batch: int = 1, dense: bool = False, bits: int = 16) -> Tile:
     """A tile for weights `[d_in, d_out]` of every segment, chosen by measurement on an H200.
 
     128 columns are 256 bytes of a row; 64 bytes took half as long again as 128 (14336 x 4096). Matrices of many
@@ -55,7 +58,10 @@ def matvec_tile(d_in: int, d_outs: tuple[int, ...], *, batch: int = 1, dense: bo
       d_outs: columns of every segment.
       batch: tokens of a step.
       dense: all rows are read.
+      bits: of a weight; 8 and 4 are those of a `CodedMatrix`.
     """
+    if bits < 16:
+        return _coded_tile(d_in, d_outs, batch=batch, dense=dense, bits=bits)
     columns, warps, unroll = (256, 16, 4) if dense else (256, 4, 8)
     if sum(d_outs) < LARGE:
         columns, warps = 128, 8 if dense else 4
@@ -66,9 +72,38 @@ def matvec_tile(d_in: int, d_outs: tuple[int, ...], *, batch: int = 1, dense: bo
         columns //= 2
     registers = min(64 if batch <= 2 else 96 if batch <= 4 else 168, REGISTERS // (32 * warps))
     tile = Tile(columns, 1, unroll if batch <= 4 else min(unroll, 4), warps, registers)
-    tiles = sum(-(-d_out // columns) for d_out in d_outs)
-    threads = DENSE_THREADS if dense else KEPT_THREADS
-    wanted = threads / (32 * warps * tiles) if columns < 256 or tiles > 240 else 8
+    few = columns < 256 or _tiles(d_outs, columns) > 240
+    return _split(tile, d_in, _wanted(tile, d_outs, dense) if few else 8)
+
+
+def _coded_tile(d_in: int, d_outs: tuple[int, ...], *, batch: int, dense: bool, bits: int) -> Tile:
+    """Also 256 bytes of a row, sixteen bytes a thread: more columns, in fewer tiles of more threads.
+
+    A thread has a sum for each of its columns and batch rows; where those are many, it takes fewer columns.
+    """
+    columns = 2048 // bits * (2 if dense and sum(d_outs) >= HUGE else 1)
+    while columns > 32 and columns > min(d_outs):
+        columns //= 2
+    each = min(128 // bits, 64 >> (batch - 1).bit_length())
+    sums = each * batch
+    registers = 64 if sums <= 16 else 80 if sums <= 32 else 128
+    warps = 4 if sum(d_outs) >= LARGE and not dense else 8
+    tile = Tile(columns, 1, 4, warps, registers, each)
+    # The partial sums, written and read, should stay well below the weights, which are small here.
+    return _split(tile, d_in, _wanted(tile, d_outs, dense), most=max(1, d_in * bits // 256))
+
+
+def _tiles(d_outs: tuple[int, ...], columns: int) -> int:
+    return sum(-(-d_out // columns) for d_out in d_outs)
+
+
+def _wanted(tile: Tile, d_outs: tuple[int, ...], dense: bool) -> float:
+    """Splits that make for about the threads that a GPU holds."""
+    return (DENSE_THREADS if dense else KEPT_THREADS) / (32 * tile.warps * _tiles(d_outs, tile.columns))
+
+
+def _split(tile: Tile, d_in: int, wanted: float, most: int | None = None) -> Tile:
+    """The tile with about `wanted` splits, at most `most`."""
     # Groups of rows should go round evenly: then no program of dense rows needs a mask, or has less to do.
     groups = max(1, d_in // (tile.rows * tile.unroll))
 
@@ -76,7 +111,22 @@ def matvec_tile(d_in: int, d_outs: tuple[int, ...], *, batch: int = 1, dense: bo
         uneven = -(-groups // splits) * splits / groups
         return uneven**4 * max(splits / wanted, wanted / splits) ** 0.5
 
-    return dataclasses.replace(tile, splits=min(range(1, groups + 1), key=cost))
+    return dataclasses.replace(tile, splits=min(range(1, min(groups, most or groups) + 1), key=cost))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bits:
+    """Bits of a weight of each matvec of a decode step: 16 or more of a float, 8 or 4 of a code."""
+
+    qkv: int = 16
+    o: int = 16
+    gate_up: int = 16
+    down: int = 16
+    lm_head: int = 16
+
+
+FLOATS = Bits()
+"""Of a model without codes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +147,15 @@ class DecodeTiles:
 
 
 def decode_tiles(
-    d_model: int, d_mlp: int, attn: int, attn_kv: int, vocab_size: int, *, batch: int = 1, dense: bool = False
+    d_model: int,
+    d_mlp: int,
+    attn: int,
+    attn_kv: int,
+    vocab_size: int,
+    *,
+    batch: int = 1,
+    dense: bool = False,
+    bits: Bits = FLOATS,
 ) -> DecodeTiles:
     """The tiles of a decode step.
 
@@ -109,12 +167,14 @@ def decode_tiles(
       vocab_size: of the lm_head, which is always dense.
       batch: tokens of a step.
       dense: without thresholds.
+      bits: of the weights.
     """
+    tile = functools.partial(matvec_tile, batch=batch)
     return DecodeTiles(
         width=128,
-        qkv=matvec_tile(d_model, (attn, attn_kv, attn_kv), batch=batch, dense=dense),
-        o=matvec_tile(attn, (d_model,), batch=batch, dense=dense),
-        gate_up=matvec_tile(d_model, (d_mlp, d_mlp), batch=batch, dense=dense),
-        down=matvec_tile(d_mlp, (d_model,), batch=batch, dense=dense),
-        lm_head=matvec_tile(d_model, (vocab_size,), batch=batch, dense=True),
+        qkv=tile(d_model, (attn, attn_kv, attn_kv), dense=dense, bits=bits.qkv),
+        o=tile(attn, (d_model,), dense=dense, bits=bits.o),
+        gate_up=tile(d_model, (d_mlp, d_mlp), dense=dense, bits=bits.gate_up),
+        down=tile(d_mlp, (d_model,), dense=dense, bits=bits.down),
+        lm_head=tile(d_model, (vocab_size,), dense=True, bits=bits.lm_head),
     )

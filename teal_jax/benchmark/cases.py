@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention import decode_attention, select_heads
+from pallas_kernels.coded import Matrix
 from pallas_kernels.gate_up import gate_up, gate_up_reference
 from pallas_kernels.kept import Cut, KeptRows, select_reference
 from pallas_kernels.matvec import matvec
@@ -17,12 +18,18 @@ from pallas_kernels.norm import rms_norm_select
 from pallas_kernels.reference import matmul
 from pallas_kernels.tiles import COUNTERS, DecodeTiles, Tile
 from teal_jax.config import ModelConfig
+from teal_jax.nn.fused_step import as_matrix
+from teal_jax.nn.quantized import QuantSpec
 from teal_jax.nn.rope import rotary_table
+from teal_jax.quantization.rtn import round_to_nearest
 
 ROTATION = 200e6
 """Bytes of distinct weights that one measurement goes through: some times a GPU's L2 cache."""
 
 GEMVS = ("qkv", "o", "gate_up", "down")
+
+HEAD = QuantSpec(8)
+"""Of the lm_head, where the blocks are quantised."""
 
 type Kept = Callable[[jax.Array, int], KeptRows]
 """`(x, segments) -> ` the rows of x that are left, in the lists that the kernel before writes."""
@@ -96,10 +103,11 @@ class Cases:
         dtype: jax.typing.DTypeLike,
         *,
         contexts: tuple[int, ...] = (512, 8192, 32768, 131072),
+        quantize: QuantSpec | None = None,
         interpret: bool = False,
     ):
         self.config, self.tiles, self.sparsity, self.dtype = config, tiles, sparsity, jnp.dtype(dtype)
-        self.contexts, self.interpret = contexts, interpret
+        self.contexts, self.quantize, self.interpret = contexts, quantize, interpret
 
     def __iter__(self) -> Iterator[tuple[str, Callable[[], Case]]]:
         """What to measure, in the order of a layer, and a function that builds it and so takes its memory."""
@@ -152,15 +160,16 @@ class Cases:
             return counters, weights, y
 
         launch = "dense_matvec" if kept is None else "kept_matvec"
-        needed = self.weight_bytes(d_in, widths, rows)
-        return Case(name, _path(kept is not None), launch, needed, self.weights(d_in, widths), self.counters(), work)
+        spec = HEAD if self.quantize and name == "lm_head" else self.quantize
+        needed, make = self.weight_bytes(d_in, widths, rows, spec), self.weights(d_in, widths, spec)
+        return Case(name, _path(kept is not None), launch, needed, make, self.counters(), work)
 
     def gate_up(self, sparse: bool) -> Case:
         """gate, up and the product."""
         c, width = self.config, self.tiles.gate_up.columns
         x, widths = self.x(c.d_model), (c.d_mlp, c.d_mlp)
         rows: Any = self.kept(x, 2, self.tiles.width) if sparse else x
-        make: Callable[[int], Any] = self.weights(c.d_model, widths)
+        make: Callable[[int], Any] = self.weights(c.d_model, widths, self.quantize)
         cut = None
         if sparse:
             hidden: Any = gate_up_reference(rows, make(0), None, width=width)
@@ -170,7 +179,7 @@ class Cases:
             out, counters = gate_up(rows, weights, counters, cut, tile=self.tiles.gate_up, interpret=self.interpret)
             return counters, weights, out
 
-        needed = self.weight_bytes(c.d_model, widths, rows)
+        needed = self.weight_bytes(c.d_model, widths, rows, self.quantize)
         return Case("gate_up", _path(sparse), "gate_up", needed, make, self.counters(), work)
 
     def attention(self, context: int, sparse: bool) -> Case:
@@ -232,17 +241,25 @@ class Cases:
         """As every kernel takes them."""
         return jnp.zeros((COUNTERS,), jnp.int32)
 
-    def weights(self, d_in: int, widths: tuple[int, ...]) -> Callable[[int], tuple[jax.Array, ...]]:
-        """`i -> ` distinct matrices `[d_in, width]`."""
+    def weights(
+        self, d_in: int, widths: tuple[int, ...], spec: QuantSpec | None = None
+    ) -> Callable[[int], tuple[Matrix, ...]]:
+        """`i -> ` distinct matrices `[d_in, width]`, of a format or floats."""
         scale = jnp.asarray(0.02, self.dtype)
-        return lambda i: tuple(scale * _normal(97 * i + s, (d_in, w), self.dtype) for s, w in enumerate(widths))
 
-    def weight_bytes(self, d_in: int, widths: tuple[int, ...], rows: Any) -> int:
+        def one(seed: int, width: int) -> Matrix:
+            weight = scale * _normal(seed, (d_in, width), self.dtype)
+            return weight if spec is None else as_matrix(round_to_nearest(weight, spec))
+
+        return lambda i: tuple(one(97 * i + s, width) for s, width in enumerate(widths))
+
+    def weight_bytes(self, d_in: int, widths: tuple[int, ...], rows: Any, spec: QuantSpec | None = None) -> int:
         """Of the rows of W that are read."""
         kept = [d_in] * len(widths)
         if isinstance(rows, KeptRows):
             kept = [int(n) for n in np.asarray(rows.count).sum(axis=1)]
-        return self.dtype.itemsize * sum(n * w for n, w in zip(kept, widths, strict=True))
+        item = self.dtype.itemsize
+        return sum(item * n * w if spec is None else spec.bytes_of(n, w) for n, w in zip(kept, widths, strict=True))
 
 
 def _both(name: str, build: Callable[[bool], Case]) -> Iterator[tuple[str, Callable[[], Case]]]:

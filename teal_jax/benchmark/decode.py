@@ -19,6 +19,7 @@ from teal_jax.config import ModelConfig
 from teal_jax.errors import ContextError
 from teal_jax.model import LanguageModel, Params
 from teal_jax.nn.gates import Dense, Threshold
+from teal_jax.quantization.storage import split_quantized
 from teal_jax.sparsity.plan import model_sparsity
 
 GREEDY_LIKE = 0.5
@@ -91,13 +92,14 @@ class Bench:
         if GREEDY_LIKE in self.work.sparsities:
             name = f"greedy-like {100 * GREEDY_LIKE:g} %"
             todo.append((name, GREEDY_LIKE, greedy_like(config, GREEDY_LIKE)))
-        for name, target, sparsity in todo:
+        for way, target, sparsity in todo:
+            name = way if self.lm.quantization is None else f"{self.lm.quantization}, {way}"
             try:
                 row = self.dense(name) if sparsity is None else self.sparse(name, target, sparsity)
             except Exception as error:
                 # A kernel that fails at one sparsity must not cost the rows that device time was spent on.
                 keep_going(name, error)
-                row = DecodeRow(name=name, target=target, note=first_line(error))
+                row = DecodeRow(name=name, quantization=self.lm.quantization, target=target, note=first_line(error))
             found.append(row)
             on_row(row)
         return found
@@ -148,9 +150,11 @@ class Bench:
             # The wall time stands without a profile.
             notes.append(f"no profile: {first_line(error)}")
         itemsize = self.lm.dtype.itemsize
-        read = token_bytes(self.lm.config, itemsize, realised, self.work.lengths)
+        formats = split_quantized(self.lm.params["weights"])[1]
+        read = token_bytes(self.lm.config, itemsize, realised, self.work.lengths, formats)
         return DecodeRow(
             name=name,
+            quantization=self.lm.quantization,
             target=target,
             realised=realised,
             tokens_per_second=1 / speed.seconds,

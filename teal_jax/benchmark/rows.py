@@ -9,6 +9,7 @@ class DecodeRow:
 
     Attributes:
       name: of the way.
+      quantization: the format of the weights; None: floats.
       target: model sparsity asked for; None: a dense path.
       realised: model sparsity counted on the run.
       tokens_per_second, ms_per_token: of the best repeat.
@@ -24,6 +25,7 @@ class DecodeRow:
     """
 
     name: str
+    quantization: str | None = None
     target: float | None = None
     realised: float | None = None
     tokens_per_second: float | None = None

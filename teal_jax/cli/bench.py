@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from teal_jax.cli.options import Debug, DType, Json, Quiet, check_sparsity, examples, parse_sparsities
+from teal_jax.cli.options import Debug, DType, Json, LmHead, Quiet, check_sparsity, examples, parse_sparsities
 from teal_jax.cli.session import Session
 
 if TYPE_CHECKING:
     from teal_jax.benchmark.report import Report
     from teal_jax.benchmark.tables import Columns
     from teal_jax.config import ModelConfig
+    from teal_jax.nn.quantized import QuantSpec
 
 EPILOG = examples("teal bench decode", "teal bench kernels --sparsity 0.5")
 
@@ -43,6 +44,7 @@ Output = Annotated[
         "teal bench decode",
         "teal bench decode --shape mistral-7b --sparsity 0.4,0.5 --no-peer",
         "teal bench decode --context 8192 --output benchmarks/results",
+        "teal bench decode --quantize int8,int4 --lm-head int8 --sparsity 0.5",
     ),
 )
 def decode(
@@ -56,12 +58,16 @@ def decode(
     dtype: Weights = DType.bfloat16,
     peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Also time transformers, where torch is.")] = True,
     peer_seconds: Annotated[float, typer.Option("--peer-seconds", min=1, help="That the peer may take.")] = 180,
+    quantize: Annotated[
+        str, typer.Option("--quantize", metavar="LIST", help="Formats, as int8,int4: all rows once more for each.")
+    ] = "",
+    lm_head: LmHead = None,
     output: Output = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Tokens a second of a whole model: dense, sparse, and HuggingFace transformers, in one run.
+    """Tokens a second of a whole model: dense, sparse, quantised, and HuggingFace transformers, in one run.
 
     Weights are random; thresholds are fitted so that the run itself realises the sparsity, which is counted.
     """
@@ -76,7 +82,9 @@ def decode(
         from teal_jax.benchmark.traffic import limit
         from teal_jax.memory import check_fits
         from teal_jax.model import random_model
+        from teal_jax.quantization import driver
 
+        formats = [_format(config, one, lm_head) for one in quantize.split(",") if one]
         work = Work(sparsities=targets, context=context, tokens=tokens, repeats=repeats)
         itemsize = 4 if dtype is DType.float32 else 2
         check_fits(config, dtype.value, context=context)
@@ -84,6 +92,7 @@ def decode(
         run.command = (
             f"teal bench decode --shape {name} --sparsity {','.join(f'{t:g}' for t in targets)} --context {context} "
             f"--tokens {tokens} --repeats {repeats} --dtype {dtype.value}{'' if peer else ' --no-peer'}"
+            f"{f' --quantize {quantize}' if formats else ''}{f' --lm-head {lm_head}' if formats and lm_head else ''}"
         )
         run.setting = {"dtype": dtype.value, "batch": 1, "context": context, "prompt": work.prompt, "tokens": tokens}
         bandwidth = run.measure_bandwidth()
@@ -94,8 +103,10 @@ def decode(
         session.note("random weights and prompt")
         # By name: where the kernels cannot run, an error must come, not XLA's speed under their name.
         lm = dataclasses.replace(random_model(config, dtype=dtype.value), implementation="pallas")
-        bench = Bench(lm, work, bandwidth, fused_counting_step(config))
-        bench.rows(run.keep_going, run.add)
+        Bench(lm, work, bandwidth, fused_counting_step(config)).rows(run.keep_going, run.add)
+        for spec in formats:
+            few = driver.quantize(lm, spec, lm_head=lm_head, progress=session.progress)
+            Bench(few, work, bandwidth, fused_counting_step(config)).rows(run.keep_going, run.add)
         run.measured["peak_memory_bytes"] = gpu.peak_memory(device)
         plot = None
         if output is not None:
@@ -119,24 +130,36 @@ def kernels(
     ] = 0.5,
     iterations: Annotated[int, typer.Option("--iterations", min=1, help="Rounds; the median counts.")] = 20,
     dtype: Weights = DType.bfloat16,
+    quantize: Annotated[
+        str | None,
+        typer.Option("--quantize", metavar="FORMAT", help="Of the weights; with it an int8 lm_head."),
+    ] = None,
     output: Output = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Device time of every kernel of a layer, dense and sparse, against the bytes that it has to read."""
+    """Device time of every kernel of a layer, dense and sparse, against the bytes that it has to read.
+
+    XLA's products beside them are of the unquantised weights.
+    """
     with Session(quiet=quiet, as_json=as_json, debug=debug) as session:
         name, config, device = _begin(shape)
+        from pallas_kernels.tiles import Bits
         from teal_jax.benchmark.cases import Cases
         from teal_jax.benchmark.kernels import bench_kernels
         from teal_jax.benchmark.tables import KERNELS
         from teal_jax.nn.fused_step import choose_tiles
 
+        spec = None if quantize is None else _format(config, quantize)
         run = _Run(session, "kernels", name, device, KERNELS, output, debug)
         run.command = f"teal bench kernels --shape {name} --sparsity {sparsity:g} --dtype {dtype.value}"
+        run.command += "" if spec is None else f" --quantize {spec}"
         run.setting = {"dtype": dtype.value, "batch": 1, "sparsity": sparsity, "rounds": iterations}
+        run.setting |= {} if spec is None else {"quantize": str(spec)}
         bandwidth = run.measure_bandwidth()
-        cases = Cases(config, choose_tiles(config, 1), sparsity, dtype.value)
+        bits = Bits() if spec is None else Bits(spec.bits, spec.bits, spec.bits, spec.bits, lm_head=8)
+        cases = Cases(config, choose_tiles(config, 1, bits=bits), sparsity, dtype.value, quantize=spec)
         bench_kernels(cases, bandwidth, run.keep_going, run.add, iterations=iterations)
         run.finish(None)
 
@@ -150,6 +173,18 @@ def _begin(shape: str) -> "tuple[str, ModelConfig, Any]":
 
     name, config = shape_config(shape)
     return name, config, cuda_device()
+
+
+def _format(config: "ModelConfig", name: str, lm_head: str | None = None) -> "QuantSpec":
+    """The format of that name; raises where it does not fit or no kernel takes it."""
+    from teal_jax.errors import QuantizationError
+    from teal_jax.nn.implementation import not_taken
+    from teal_jax.quantization.driver import check_request
+
+    spec, head = check_request(config, name, "rtn", lm_head)
+    if reason := not_taken(f"{spec}+{head or spec}"):
+        raise QuantizationError(f"the kernels cannot run it: {reason}")
+    return spec
 
 
 class _Run:

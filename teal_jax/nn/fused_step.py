@@ -6,19 +6,21 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import decode_attention
+from pallas_kernels.coded import CodedMatrix, Matrix, bits_of
 from pallas_kernels.gate_up import gate_up
 from pallas_kernels.kept import Cut, KeptRows
 from pallas_kernels.matvec import matvec
 from pallas_kernels.norm import rms_norm_select
 from pallas_kernels.reference import matmul
-from pallas_kernels.tiles import COUNTERS, DecodeTiles, decode_tiles
+from pallas_kernels.tiles import COUNTERS, FLOATS, Bits, DecodeTiles, decode_tiles
 from teal_jax.config import PROJECTIONS, ModelConfig
 from teal_jax.nn.cache import KVCache
 from teal_jax.nn.compensation import Biased
 from teal_jax.nn.gates import ModelGates, Threshold
+from teal_jax.nn.quantized import QuantizedWeight
 from teal_jax.nn.rope import rotary_table
 
-type Matrices = tuple[jax.Array, ...]
+type Matrices = tuple[Matrix, ...]
 
 
 def fused_step(
@@ -35,7 +37,7 @@ def fused_step(
 
     Args:
       config: of the model.
-      weights: nested dict, as in `LanguageModel.params["weights"]`.
+      weights: nested dict, as in `LanguageModel.params["weights"]`; matrices may be int8 and int4.
       gates: `Dense()`, or a `Threshold` with `[layers, 7]` values, with or without scales; or `Biased` of one.
       token: int32 `[batch]`, batch at most 8.
       cache: its arrays are updated in place where the caller's jit is given them.
@@ -62,7 +64,8 @@ def counting_step(
     """`fused_step`, and the rows of W that each projection read, int32 `[layers, 7]`."""
     gates, given = (gates.gate, gates.bias) if isinstance(gates, Biased) else (gates, None)
     if tiles is None:
-        tiles = choose_tiles(config, token.shape[0], dense=not isinstance(gates, Threshold))
+        dense = not isinstance(gates, Threshold)
+        tiles = choose_tiles(config, token.shape[0], dense=dense, bits=bits_in(weights))
     thresholds, scale = (gates.value, gates.scale) if isinstance(gates, Threshold) else (None, None)
     counters = jnp.zeros((COUNTERS,), jnp.int32)
     cos, sin = (table[:, 0, 0] for table in rotary_table(cache.length[:, None], config.rope, config.head_dim))
@@ -75,14 +78,14 @@ def counting_step(
         scales = None if scale is None else tuple(scale[i][p] for p in projections)
         return Cut(thresholds, jnp.full((1,), i, jnp.int32), projections, scales)
 
-    def of(parameters: dict[str, Any], *projections: int) -> tuple[Matrices, Matrices | None]:
+    def of(parameters: dict[str, Any], *projections: int) -> tuple[Matrices, tuple[jax.Array, ...] | None]:
         """Their matrices, and their biases where the model or the gates have some."""
         own = [parameters[f"{PROJECTIONS[p]}_proj"] for p in projections]
         biases = tuple(o["bias"] for o in own) if "bias" in own[0] else None
         if given is not None:
             more = [given[i][p] for p in projections]
             biases = tuple(more) if biases is None else tuple(b + m for b, m in zip(biases, more, strict=True))
-        return tuple(o["weight"] for o in own), biases
+        return tuple(as_matrix(o["weight"]) for o in own), biases
 
     kept: list[jax.Array] = []
 
@@ -126,13 +129,34 @@ def counting_step(
     if config.tie_embeddings:
         logits = matmul(x, weights["embed"]["weight"].T, out_dtype=jnp.float32)
     else:
-        matrices = (weights["lm_head"]["weight"],)
+        matrices = (as_matrix(weights["lm_head"]["weight"]),)
         logits, _ = matvec(x, matrices, counters, out_dtype=jnp.float32, tile=tiles.lm_head, interpret=interpret)
     cache = KVCache(tuple(keys), tuple(values), cache.length + 1, cache.capacity)
     return logits, cache, jnp.concatenate(kept).reshape(-1, 7)
 
 
-def choose_tiles(config: ModelConfig, batch: int, *, dense: bool = False) -> DecodeTiles:
+def choose_tiles(config: ModelConfig, batch: int, *, dense: bool = False, bits: Bits = FLOATS) -> DecodeTiles:
     """The tiles of a model's decode step."""
     attn, attn_kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return decode_tiles(config.d_model, config.d_mlp, attn, attn_kv, config.vocab_size, batch=batch, dense=dense)
+    sizes = (config.d_model, config.d_mlp, attn, attn_kv, config.vocab_size)
+    return decode_tiles(*sizes, batch=batch, dense=dense, bits=bits)
+
+
+def bits_in(weights: dict[str, Any]) -> Bits:
+    """Of a model's matrices, as the first block has them: a tile that suits other bits better is no error."""
+    attn, mlp = (weights["layers"][0][part] for part in ("attn", "mlp"))
+    parts = (
+        attn["q_proj"],
+        attn["o_proj"],
+        mlp["gate_proj"],
+        mlp["down_proj"],
+        weights.get("lm_head", weights["embed"]),
+    )
+    return Bits(*(bits_of(as_matrix(part["weight"])) for part in parts))
+
+
+def as_matrix(weight: jax.Array | QuantizedWeight) -> Matrix:
+    """A weight as the kernels take it."""
+    if not isinstance(weight, QuantizedWeight):
+        return weight
+    return CodedMatrix(weight.codes, weight.scale, weight.zero, weight.group, weight.dtype)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.coded import CodedMatrix, Matrix
 from pallas_kernels.kept import KeptRows
 
 UNIT = 2.0**-24
@@ -103,12 +104,43 @@ def kept_rows(x: np.ndarray, thresholds: Sequence[float], width: int) -> KeptRow
     return jax.tree.map(jnp.asarray, KeptRows(index, value, count))
 
 
-def poisoned(weight: np.ndarray, x: np.ndarray, dtype) -> jax.Array:
-    """`weight` with NaN and infinity in the rows that no row of x (masked) needs: they must not be read."""
-    weight = weight.copy()
+def exactly(weight: Matrix) -> np.ndarray:
+    """W in float64, a coded one decoded one output at a time."""
+    if not isinstance(weight, CodedMatrix):
+        return f64(weight)
+    codes, scale = np.asarray(weight.codes).astype(np.int64), f64(weight.scale)
+    if weight.group is None:
+        return codes * scale
+    w = np.empty(weight.shape)
+    for j in range(w.shape[1]):
+        code, g = codes[:, j // 2] >> 4 * (j % 2) & 15, j // weight.group
+        with np.errstate(invalid="ignore"):
+            w[:, j] = (code - (8 if weight.zero is None else f64(weight.zero)[:, g])) * scale[:, g]
+    return w
+
+
+def coded(rng: np.random.Generator, d_in: int, d_out: int, kind: str, dtype) -> CodedMatrix:
+    """Random codes of a kind: `"int8"`, `"int4-g64"`, `"int4-g64-asym"`."""
+    dtype = jnp.dtype(dtype).name
+    if kind == "int8":
+        codes = jnp.asarray(rng.integers(-128, 128, (d_in, d_out)), jnp.int8)
+        return CodedMatrix(codes, jnp.asarray(rng.normal(size=d_out) / 64, jnp.float32), float_dtype=dtype)
+    group = int(kind.split("-")[1][1:])
+    shape = (d_in, d_out // group)
+    zero = jnp.asarray(rng.integers(0, 16, shape), jnp.uint8) if kind.endswith("asym") else None
+    codes = jnp.asarray(rng.integers(0, 256, (d_in, d_out // 2)), jnp.uint8)
+    return CodedMatrix(codes, jnp.asarray(rng.normal(size=shape) / 4, jnp.bfloat16), zero, group, dtype)
+
+
+def poisoned(weight: Matrix, x: np.ndarray) -> Matrix:
+    """`weight` with NaN and infinity, or other codes, in the rows that no row of x (masked) needs: not to be read."""
     unread = np.flatnonzero((x == 0).all(axis=0))
-    weight[unread[::2]], weight[unread[1::2]] = np.nan, np.inf
-    return jnp.asarray(weight, dtype)
+    if not isinstance(weight, CodedMatrix):
+        return weight.at[unread[::2]].set(np.nan).at[unread[1::2]].set(np.inf)
+    weight = dataclasses.replace(weight, codes=weight.codes.at[unread].set(85))
+    if weight.group is None:
+        return weight
+    return dataclasses.replace(weight, scale=poisoned(weight.scale, x))
 
 
 def check_rows(rows: KeptRows, x: Bounded, thresholds: Sequence[float], width: int, case: object = "") -> None:

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels.attention import decode_attention
+from pallas_kernels.coded import CodedMatrix
 from pallas_kernels.gate_up import gate_up
 from pallas_kernels.kept import Cut, kept_shapes
 from pallas_kernels.matvec import matvec
 from pallas_kernels.norm import rms_norm_select
-from pallas_kernels.tiles import COUNTERS, decode_tiles
+from pallas_kernels.tiles import COUNTERS, FLOATS, Bits, decode_tiles
 from teal_jax.config import ModelConfig
 from teal_jax.model import random_model
 from teal_jax.nn.cache import init_cache
@@ -28,8 +29,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is dep
 D, D_MLP, HEADS, KV_HEADS, HEAD_DIM, SLOTS = 4096, 14336, 32, 8, 128, 2048
 
 
-def tiles(batch, dense=False):
-    return decode_tiles(D, D_MLP, HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, 128256, batch=batch, dense=dense)
+def tiles(batch, dense=False, bits=FLOATS):
+    return decode_tiles(D, D_MLP, HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, 128256, batch=batch, dense=dense, bits=bits)
 
 
 WIDTH = tiles(1).width
@@ -94,7 +95,32 @@ def dense(batch, dtype):
     return functools.partial(matvec, tile=tiles(batch, dense=True).o), (x, (weight,), counters()), (2,)
 
 
-KERNELS = (norm, qkv, attention, o, gates, dense)
+def int4(d_in, d_out, dtype, group=64, zero=False):
+    groups = (d_in, d_out // group)
+    zeros = shape(*groups, dtype=jnp.uint8) if zero else None
+    return CodedMatrix(shape(d_in, d_out // 2, dtype=jnp.uint8), shape(*groups), zeros, group, jnp.dtype(dtype).name)
+
+
+def int4_qkv(batch, dtype):
+    weights = tuple(int4(D, heads * HEAD_DIM, dtype) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    tile = tiles(batch, bits=Bits(qkv=4)).qkv
+    return functools.partial(matvec, tile=tile), (kept(3, D, batch), weights, counters()), (2,)
+
+
+def int8_gates(batch, dtype):
+    codes, scale = shape(D, D_MLP, dtype=jnp.int8), shape(D_MLP, dtype=jnp.float32)
+    weights = (CodedMatrix(codes, scale, float_dtype=jnp.dtype(dtype).name),) * 2
+    tile = tiles(batch, bits=Bits(gate_up=8)).gate_up
+    return functools.partial(gate_up, tile=tile), (kept(2, D, batch), weights, counters(), cut(6)), (2,)
+
+
+def dense_int4(batch, dtype):
+    tile = tiles(batch, dense=True, bits=Bits(o=4)).o
+    weights = (int4(D, D, dtype, 128, True),)
+    return functools.partial(matvec, tile=tile), (shape(batch, D, dtype=dtype), weights, counters()), (2,)
+
+
+KERNELS = (norm, qkv, attention, o, gates, dense, int4_qkv, int8_gates, dense_int4)
 
 
 def check(target, kernel, batch=1, dtype=jnp.bfloat16, *, spills=False):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import gate_up, matvec, norm, select
+from pallas_kernels.coded import CodedMatrix
 from pallas_kernels.kept import Cut
 from pallas_kernels.reference import check_thresholds
 from pallas_kernels.tiles import Tile
@@ -41,6 +42,14 @@ def rows(**change):
     return {"rows": dataclasses.replace(ROWS, **change)}
 
 
+INT8 = CodedMatrix(jnp.ones((20, 40), jnp.int8), jnp.ones(40), float_dtype="float32")
+INT4 = CodedMatrix(jnp.ones((20, 20), jnp.uint8), jnp.ones((20, 5), "bfloat16"), None, 8, "float32")
+
+
+def coded(weight=INT8, **change):
+    return {"weights": (dataclasses.replace(weight, **change), W)}
+
+
 NINE = jnp.ones((9, 20))
 INTS = jnp.ones((2, 20), jnp.int32)
 
@@ -51,6 +60,16 @@ WEIGHTED = {
     "weight empty": ({"weights": (W[:, :0], W)}, ValueError, r"weights: expected .* got \(20, 0\)"),
     "weight dtypes": ({"weights": (W, W.astype("bfloat16"))}, TypeError, "expected float32 throughout, got bfloat16"),
     "weight dtype": ({"weights": (W.astype(int),) * 2}, TypeError, "weights: expected one of .*bfloat16.* got int32"),
+    "codes dtype": (coded(codes=INT8.codes.astype("int16")), TypeError, "codes: expected int8, got int16"),
+    "int8 scale": (coded(scale=jnp.ones(39)), ValueError, r"scale: expected \(40,\), got \(39,\)"),
+    "int8 zero": (coded(zero=jnp.ones(40, "uint8")), ValueError, "zero: expected none with 8 bits"),
+    "odd group": (coded(INT4, group=3), ValueError, "group: expected a power of two, got 3"),
+    "group": (coded(INT4, group=16), ValueError, "group: expected one >= 2 that divides 40 outputs, got 16"),
+    "int4 codes": (coded(INT4, codes=INT4.codes.astype("int8")), TypeError, "codes: expected uint8, got int8"),
+    "int4 scale": (coded(INT4, scale=jnp.ones((20, 4), "bfloat16")), ValueError, r"scale: expected \(20, 5\), got"),
+    "scale dtype": (coded(INT4, scale=jnp.ones((20, 5))), TypeError, "scale: expected bfloat16, got float32"),
+    "zero dtype": (coded(INT4, zero=jnp.ones((20, 5))), TypeError, "zero: expected uint8, got float32"),
+    "float dtype": (coded(float_dtype="bfloat16"), TypeError, "expected bfloat16 throughout, got float32"),
     "segments": ({"rows": kept_rows(np.ones((2, 20)), [0.0], 8)}, ValueError, "one segment for each of 2 .* got 1"),
     "few lists": (
         {"rows": kept_rows(np.ones((2, 16)), [0.0] * 2, 8)},
@@ -72,6 +91,7 @@ WEIGHTED = {
     "counters ndim": ({"counters": COUNTERS[None]}, ValueError, r"counters: expected .* got int32 \(1, 4\)"),
     "tile columns": (tile(columns=48), ValueError, "columns: expected a power of two, got 48"),
     "tile warps": (tile(warps=3), ValueError, "warps: expected a power of two, got 3"),
+    "tile each": (tile(each=12), ValueError, "each: expected a power of two, got 12"),
     "tile splits": (tile(splits=0), ValueError, "tile: expected splits and unroll >= 1, got .*splits=0"),
     "tile unroll": (tile(unroll=0), ValueError, "tile: expected splits and unroll >= 1, got .*unroll=0"),
     "no columns": (tile(columns=0), ValueError, "columns: expected a power of two, got 0"),

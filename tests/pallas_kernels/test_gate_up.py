@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.coded import Matrix
 from pallas_kernels.gate_up import gate_up, gate_up_reference
 from pallas_kernels.kept import Cut
 from pallas_kernels.tiles import Tile
@@ -12,6 +13,7 @@ from tests.pallas_kernels.float64 import (
     Bounded,
     check_rows,
     draws,
+    exactly,
     f64,
     kept_rows,
     masked,
@@ -38,8 +40,7 @@ class Case:
     def check(self, interpret: bool) -> None:
         """Raise unless the kernel and its reference match float64 for everything that lists can be."""
         rng = np.random.default_rng(0)
-        weights = [rng.normal(size=(self.d_model, self.d_mlp)) / self.d_model**0.5 for _ in range(2)]
-        clean = tuple(jnp.asarray(w, self.dtype) for w in weights)
+        clean = self.weights(rng)
         biases = tuple(jnp.asarray(rng.normal(size=self.d_mlp), self.dtype) for _ in range(2)) if self.bias else None
         counters = jnp.zeros(2 * -(-self.d_mlp // self.tile.columns) + 3, jnp.int32)
         reference = jax.jit(gate_up_reference, static_argnames="width")
@@ -49,7 +50,7 @@ class Case:
         ):
             xs = [x] * 2 if self.width is None else masked(x, thresholds)
             rows = jnp.asarray(x, self.dtype) if self.width is None else kept_rows(x, thresholds, self.width)
-            ws = clean if self.width is None else tuple(poisoned(w, xs[s], self.dtype) for s, w in enumerate(weights))
+            ws = clean if self.width is None else tuple(map(poisoned, clean, xs))
             expected = self.expected(xs, ws, biases)
             down = downs[i % len(downs)]
             cut = Cut.of([down]) if self.cut else None
@@ -67,12 +68,17 @@ class Case:
                     assert got.dtype == self.dtype
                     expected.check(got, name)
 
+    def weights(self, rng: np.random.Generator) -> tuple[Matrix, ...]:
+        """Gate and up."""
+        shape = (self.d_model, self.d_mlp)
+        return tuple(jnp.asarray(rng.normal(size=shape) / self.d_model**0.5, self.dtype) for _ in range(2))
+
     def expected(self, xs, ws, biases) -> Bounded:
         """`silu(gate) * up`; rows of W that no x needs do not count."""
         both = []
         for s, (x, w) in enumerate(zip(xs, ws, strict=True)):
             read = (x != 0).any(axis=0) if self.width else slice(None)
-            y = product(x[:, read], f64(w)[read])
+            y = product(x[:, read], exactly(w)[read])
             both.append(y if biases is None else y.plus(f64(biases[s])))
         return silu_product(*both, self.dtype)
 

@@ -13,6 +13,7 @@ from jax import lax
 
 from pallas_kernels import support
 from pallas_kernels.attention import decode_attention, decode_attention_reference
+from pallas_kernels.coded import bits_of
 from pallas_kernels.gate_up import gate_up
 from pallas_kernels.kept import Cut
 from pallas_kernels.matvec import matvec
@@ -21,13 +22,24 @@ from pallas_kernels.select import select
 from pallas_kernels.sparse import sparse_matvec
 from pallas_kernels.tiles import Tile, matvec_tile
 from pallas_kernels.workloads import LLAMA_3_8B
-from tests.pallas_kernels import test_attention, test_gate_up, test_matvec, test_norm, test_select, test_sparse
+from tests.pallas_kernels import (
+    test_attention,
+    test_coded,
+    test_gate_up,
+    test_matvec,
+    test_norm,
+    test_select,
+    test_sparse,
+)
 from tests.pallas_kernels.float64 import (
     Bounded,
     check_rows,
+    coded,
+    exactly,
     f64,
     kept_rows,
     masked,
+    poisoned,
     product,
     rms_norm,
     same_bits,
@@ -53,11 +65,12 @@ def counters() -> jax.Array:
 SMALL = {
     "matvec": test_matvec.CASES + test_matvec.DENSE,
     "gate_up": test_gate_up.CASES,
+    "coded": test_coded.CASES,
     "norm": test_norm.CASES,
     "select": test_select.CASES,
     "attention": test_attention.CASES,
 }
-SANITIZE = {"matvec": [0, 2, 7, 9], "gate_up": [1, 5], "norm": [2], "select": [1], "attention": [1, 8]}
+SANITIZE = {"matvec": [0, 2, 7, 9], "gate_up": [1, 5], "coded": [3, 6], "norm": [2], "select": [1], "attention": [1, 8]}
 
 
 def check_small(kernel: str, number: int) -> None:
@@ -157,6 +170,22 @@ def test_gate_and_up(batch, dtype):
     assert same_bits(rows.value, rows.value.astype(dtype).astype(jnp.float32))
 
 
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("kind", ["int8", "int4-g64", "int4-g128-asym"])
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_codes(batch, kind, dense):
+    x, h = draw(batch, D_MLP, "bfloat16"), draw(batch, D, "bfloat16", 2)
+    (kept,) = [x] if dense else masked(x, [0.7])
+    w = coded(np.random.default_rng(0), D_MLP, D, kind, "bfloat16")
+    w = w if dense else poisoned(w, kept)
+    tile = matvec_tile(D_MLP, (D,), batch=batch, dense=dense, bits=bits_of(w))
+    rows = jnp.asarray(x, "bfloat16") if dense else kept_rows(x, [0.7], WIDTH)
+    y, zeros = matvec(rows, (w,), counters(), tile=tile, residual=jnp.asarray(h, "bfloat16"))
+    assert not np.asarray(zeros).any()
+    read = np.flatnonzero((kept != 0).any(axis=0))
+    product(kept[:, read], exactly(w)[read]).rounded("bfloat16").plus(h).rounded("bfloat16").check(y)
+
+
 @pytest.mark.parametrize(("batch", "dtype"), [(1, "bfloat16"), (8, "float16"), (1, "float32")])
 def test_norm_and_select(batch, dtype):
     h, gain = draw(batch, D, dtype), draw(1, D, dtype, 2)[0]
@@ -235,6 +264,13 @@ def test_gate_up_gives_the_same_bits():
     x = draw(1, D, "bfloat16")
     rows, ws = kept_rows(x, [0.7, 0.6], WIDTH), tuple(weight(D, D_MLP, "bfloat16", i) for i in range(2))
     run = functools.partial(gate_up, cut=Cut.of([0.1]), tile=matvec_tile(D, (D_MLP, D_MLP)))
+    assert runs_that_differ(lambda c: run(rows, ws, c), run(rows, ws, counters())[0], counters()) == 0
+
+
+def test_codes_give_the_same_bits():
+    x, rng = draw(1, D, "bfloat16"), np.random.default_rng(0)
+    rows, ws = kept_rows(x, [0.7, 0.6], WIDTH), tuple(coded(rng, D, D_MLP, "int4-g64", "bfloat16") for _ in range(2))
+    run = functools.partial(gate_up, cut=Cut.of([0.1]), tile=matvec_tile(D, (D_MLP, D_MLP), bits=4))
     assert runs_that_differ(lambda c: run(rows, ws, c), run(rows, ws, counters())[0], counters()) == 0
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import sparse
+from pallas_kernels.coded import CodedMatrix, bits_of
 from pallas_kernels.gate_up import gate_up
 from pallas_kernels.kept import Cut, kept_shapes
 from pallas_kernels.matvec import matvec
@@ -40,12 +41,26 @@ def choose(workload, batch, dtype):
     return select, (shape((batch, workload.d_mlp), dtype), cut(6)), ()
 
 
-def product(names, workload, batch, dtype, dense=False, residual=False):
+def matrix(d_in, d_out, dtype, group=0, zero=False):
+    """Floats; group None: int8; else int4."""
+    if group == 0:
+        return shape((d_in, d_out), dtype)
+    if group is None:
+        codes, scale = shape((d_in, d_out), jnp.int8), shape((d_out,), jnp.float32)
+        return CodedMatrix(codes, scale, float_dtype=dtype.name)
+    groups = (d_in, d_out // group)
+    zeros = shape(groups, jnp.uint8) if zero else None
+    return CodedMatrix(
+        shape((d_in, d_out // 2), jnp.uint8), shape(groups, jnp.bfloat16), zeros, group, float_dtype=dtype.name
+    )
+
+
+def product(names, workload, batch, dtype, dense=False, residual=False, **code):
     shapes = [workload.projection_shapes[name] for name in names]
     d_in, d_outs = shapes[0][0], tuple(d_out for _, d_out in shapes)
-    tile = matvec_tile(d_in, d_outs, batch=batch, dense=dense)
+    weights = tuple(matrix(*s, dtype, **code) for s in shapes)
+    tile = matvec_tile(d_in, d_outs, batch=batch, dense=dense, bits=bits_of(weights[0]))
     rows = shape((batch, d_in), dtype) if dense else kept(d_in, len(names), batch)
-    weights = tuple(shape(s, dtype) for s in shapes)
 
     def f(rows, weights, counters, h):
         return matvec(rows, weights, counters, tile=tile, residual=h)
@@ -53,11 +68,13 @@ def product(names, workload, batch, dtype, dense=False, residual=False):
     return f, (rows, weights, COUNTERS, shape((batch, sum(d_outs)), dtype) if residual else None), (2,)
 
 
-def mlp(workload, batch, dtype, dense=False):
+def mlp(workload, batch, dtype, dense=False, **code):
     d, m = workload.d_model, workload.d_mlp
-    f = functools.partial(gate_up, tile=matvec_tile(d, (m, m), batch=batch, dense=dense))
+    weight = matrix(d, m, dtype, **code)
+    tile = matvec_tile(d, (m, m), batch=batch, dense=dense, bits=bits_of(weight))
+    f = functools.partial(gate_up, tile=tile)
     rows = shape((batch, d), dtype) if dense else kept(d, 2, batch)
-    return f, (rows, (shape((d, m), dtype),) * 2, COUNTERS, None if dense else cut(6)), (2,)
+    return f, (rows, (weight,) * 2, COUNTERS, None if dense else cut(6)), (2,)
 
 
 KERNELS = {
@@ -68,6 +85,9 @@ KERNELS = {
     "dense o": functools.partial(product, ("o",), dense=True),
     "gate_up": mlp,
     "dense gate_up": functools.partial(mlp, dense=True),
+    "int8 down": functools.partial(product, ("down",), residual=True, group=None),
+    "int4 gate_up": functools.partial(mlp, group=64),
+    "dense int4 qkv": functools.partial(product, ("q", "k", "v"), dense=True, group=128, zero=True),
 }
 
 

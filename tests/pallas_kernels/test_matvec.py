@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.coded import Matrix
 from pallas_kernels.matvec import matvec, matvec_reference, real_splits
 from pallas_kernels.row_sum import lists_of_split
 from pallas_kernels.tiles import Tile
-from tests.pallas_kernels.float64 import Bounded, draws, f64, kept_rows, masked, poisoned, product, same_bits
+from tests.pallas_kernels.float64 import Bounded, draws, exactly, f64, kept_rows, masked, poisoned, product, same_bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Case:
         """Raise unless the kernel and its reference match float64 for everything that lists can be."""
         rng = np.random.default_rng(0)
         segments, result = len(self.d_outs), self.out_dtype or self.dtype
-        weights = [rng.normal(size=(self.d_in, n)) for n in self.d_outs]
+        weights = self.weights(rng)
         rest = {}
         if self.bias:
             rest["biases"] = tuple(jnp.asarray(rng.normal(size=n), self.dtype) for n in self.d_outs)
@@ -41,10 +42,7 @@ class Case:
         for name, x, thresholds in draws(rng, self.batch, self.d_in, segments, self.width or 64, self.dtype):
             xs = [x] * segments if self.width is None else masked(x, thresholds)
             rows = jnp.asarray(x, self.dtype) if self.width is None else kept_rows(x, thresholds, self.width)
-            ws = tuple(
-                jnp.asarray(w, self.dtype) if self.width is None else poisoned(w, xs[s], self.dtype)
-                for s, w in enumerate(weights)
-            )
+            ws = weights if self.width is None else tuple(map(poisoned, weights, xs))
             y, counters = matvec(
                 rows, ws, counters, tile=self.tile, out_dtype=self.out_dtype, interpret=interpret, **rest
             )
@@ -55,15 +53,18 @@ class Case:
             again = matvec(rows, ws, counters, tile=self.tile, out_dtype=self.out_dtype, interpret=interpret, **rest)
             assert same_bits((y, counters), again), name
             if interpret:  # the reference is the same everywhere
-                clean = tuple(jnp.asarray(w, self.dtype) for w in weights)
-                expected.check(reference(rows, clean, out_dtype=self.out_dtype, **rest), name)
+                expected.check(reference(rows, weights, out_dtype=self.out_dtype, **rest), name)
+
+    def weights(self, rng: np.random.Generator) -> tuple[Matrix, ...]:
+        """One a segment."""
+        return tuple(jnp.asarray(rng.normal(size=(self.d_in, n)), self.dtype) for n in self.d_outs)
 
     def expected(self, xs, ws, biases=None, residual=None) -> Bounded:
         """Of x with zeros where it is not kept, for each segment; rows of W that no x needs do not count."""
         parts = []
         for s, (x, w) in enumerate(zip(xs, ws, strict=True)):
             read = (x != 0).any(axis=0) if self.width else slice(None)
-            y = product(x[:, read], f64(w)[read])
+            y = product(x[:, read], exactly(w)[read])
             parts.append(y if biases is None else y.plus(f64(biases[s])))
         y = Bounded(*(np.concatenate([getattr(p, f) for p in parts], axis=1) for f in ("value", "error")))
         y = y.rounded(self.out_dtype or self.dtype)

@@ -15,7 +15,8 @@ def check(batch, d_in, d_out, dtype, **how) -> None:
     weight = rng.normal(size=(d_in, d_out))
     for name, x, thresholds in draws(rng, batch, d_in, 1, 64, dtype):
         (kept,) = masked(x, thresholds)
-        w = jnp.asarray(weight, dtype) if how.get("implementation") == "xla" else poisoned(weight, kept, dtype)
+        clean = jnp.asarray(weight, dtype)
+        w = clean if how.get("implementation") == "xla" else poisoned(clean, kept)
         read = (kept != 0).any(axis=0)
         y = sparse_matvec(jnp.asarray(x, dtype), w, thresholds[0], **how)
         assert y.dtype == dtype

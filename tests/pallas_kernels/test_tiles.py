@@ -32,14 +32,30 @@ def test_workloads_fill_the_gpu_and_no_more(workload, batch, dense):
         assert tile.splits * (4 + 4) <= 0.1 * d_in * 2  # partial sums written and read, against bytes of weights
 
 
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("batch", [1, 4, 8])
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+@pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)
+def test_codes_fill_the_gpu_and_no_more(workload, batch, dense, bits):
+    for d_in, d_outs in projection_groups(workload):
+        tile = matvec_tile(d_in, d_outs, batch=batch, dense=dense, bits=bits)
+        assert programs(tile, d_outs) >= 128
+        assert tile.columns * bits >= 8 * 256
+        assert tile.each * bits <= 128  # bits of a load
+        assert tile.each * batch + 4 * tile.unroll < tile.registers  # sums, and what is in flight
+        assert tile.splits * tile.rows * tile.unroll <= d_in
+        assert tile.splits * (4 + 4) <= 0.25 * d_in * bits / 8
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("d_outs", [(1,), (33, 7), (128,), (4096, 1), (128256,)])
 @pytest.mark.parametrize("d_in", [1, 7, 129, 4096, 100_000])
-def test_any_size_has_a_tile_that_triton_takes(d_in, d_outs, batch, dense):
-    tile = matvec_tile(d_in, d_outs, batch=batch, dense=dense)
-    assert all(power_of_two(n) for n in (tile.columns, tile.warps, tile.rows))
-    assert 32 <= tile.columns <= 512
+def test_any_size_has_a_tile_that_triton_takes(d_in, d_outs, batch, dense, bits):
+    tile = matvec_tile(d_in, d_outs, batch=batch, dense=dense, bits=bits)
+    assert all(power_of_two(n) for n in (tile.columns, tile.warps, tile.rows, tile.each))
+    assert 32 <= tile.columns <= 1024
     assert tile.splits >= 1
     assert tile.unroll >= 1
     assert tile.registers % 8 == 0  # as ptxas hands them out, up to 255

@@ -85,9 +85,30 @@ def test_decode_from_end_to_end(fixtures, tmp_path):
     assert [row["realised"] for row in values["rows"]] == [0.0, 0.5, 0.5]
     assert values["command"].startswith("teal bench decode --shape tiny_llama3 --sparsity 0.5 --context 24")
     assert str(fixtures) not in json.dumps(values)
-    run = teal("bench", "decode", "--shape", fixtures / "tiny_llama3", *sizes, "--no-peer", "--json", "--quiet")
-    assert len(json.loads(run.stdout)["rows"]) == 3
+    few = ("-s", "0.25", "--quantize", "int8", "--json", "--quiet")
+    run = teal("bench", "decode", "--shape", fixtures / "tiny_llama3", *sizes, "--no-peer", *few)
+    report = json.loads(run.stdout)
+    assert [row["name"] for row in report["rows"]] == ["dense", "sparse 25 %", "int8, dense", "int8, sparse 25 %"]
+    assert [row["quantization"] for row in report["rows"]] == [None, None, "int8", "int8"]
+    assert report["rows"][2]["bytes_per_token"] < report["rows"][0]["bytes_per_token"] / 2
+    assert report["command"].endswith("--no-peer --quantize int8")
     assert not run.stderr
+
+
+@pytest.mark.usefixtures("pretend_gpu")
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        ("decode", ("--quantize", "int8,int3-g8"), "int8, and int4 in groups of a power of two, got int3-g8"),
+        ("decode", ("--quantize", "int4-g8", "--lm-head", "int8"), "the lm_head is the embedding"),
+        ("decode", ("--quantize", "int5"), "bits must be 8, 4, 3 or 2, got 5"),
+        ("kernels", ("--quantize", "int4-g48"), "groups of 48 do not divide"),
+    ],
+)
+def test_formats_that_no_kernel_takes(fixtures, command, arguments, said):
+    run = teal("bench", command, "--shape", fixtures / "tiny_llama3", *arguments)
+    assert run.exit_code == 3
+    assert said in run.stderr
 
 
 @pytest.mark.usefixtures("pretend_gpu", "no_gpu")

@@ -5,6 +5,7 @@ import pytest
 from teal_jax.benchmark import cases
 from teal_jax.benchmark.cases import Cases
 from teal_jax.benchmark.kernels import bench_kernels, measure
+from teal_jax.nn.quantized import QuantSpec
 from tests.teal_jax.benchmark.tiny import CONFIG, TILES
 
 LAUNCHES = {
@@ -62,6 +63,17 @@ def test_every_kernel_is_measured():
     assert sparse["four GEMVs"].bytes == pytest.approx(dense["four GEMVs"].bytes / 2, rel=0.02)
     assert dense["down"].limit_us == pytest.approx(4 * 160 * 64 / 1e6)
     assert dense["down"].ratio == pytest.approx(3 / dense["down"].limit_us)
+
+
+def test_quantised_kernels_read_fewer_bytes():
+    spec = QuantSpec.parse("int4-g8")
+    built = dict(Cases(CONFIG, TILES, 0.5, jnp.float32, contexts=(), quantize=spec, interpret=True))
+    case = built["down sparse"]()
+    assert case.bytes == pytest.approx(spec.bytes_of(160, 64) / 2, rel=0.02)
+    jax.block_until_ready(case.start()())
+    assert built["gate_up dense"]().bytes == 2 * spec.bytes_of(64, 160)
+    assert built["lm_head dense"]().bytes == 64 * 96 + 4 * 96
+    assert built["down xla"]().bytes == 4 * 160 * 64
 
 
 def test_a_kernel_that_is_not_seen_is_an_error():

@@ -39,6 +39,7 @@ def test_bytes_of_a_token():
     assert cache_bytes(config, 2, 512) == 512 * cache
     assert token_bytes(config, 2, 0.0, range(384, 512)) == 2 * (blocks + head) + 447.5 * cache
     assert limit(config, 2, 0.0, range(1), 2 * (blocks + head)) == 1
+    assert token_bytes(config, 2, 0.0, range(1), {"lm_head.weight": "int8"}) == 2 * blocks + head + 4 * 128256
 
 
 def test_a_window_bounds_the_cache():

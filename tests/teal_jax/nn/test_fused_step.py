@@ -17,7 +17,7 @@ from teal_jax.config import ModelConfig, RopeConfig
 from teal_jax.model import model_functions
 from teal_jax.nn.cache import KVCache
 from teal_jax.nn.compensation import Biased
-from teal_jax.nn.fused_step import choose_tiles, counting_step, fused_step
+from teal_jax.nn.fused_step import bits_in, choose_tiles, counting_step, fused_step
 from teal_jax.nn.gates import Dense, ModelGates, Threshold
 from teal_jax.nn.implementation import use_fused_step
 
@@ -36,6 +36,7 @@ TINY = ModelConfig(
     rope=RopeConfig(theta=1000.0),
 )
 BIASED = dataclasses.replace(TINY, attention_bias=True, mlp_bias=True, tie_embeddings=True)
+SHALLOW = dataclasses.replace(TINY, num_layers=1)
 THREE = dataclasses.replace(TINY, num_heads=6)  # a list of 48 channels, filled up to 64
 WINDOWED = dataclasses.replace(TINY, sliding_window=6)
 
@@ -112,6 +113,28 @@ def test_float32_gives_the_same_logits_and_tokens(config: ModelConfig, gates: Mo
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("spec", "head", "gates"),
+    [("int8", None, Dense()), ("int4-g8-asym", "int8", thresholds(SHALLOW))],
+    ids=["dense int8", "int4 and an int8 lm_head"],
+)
+def test_quantised_weights_give_the_logits_of_their_values(spec, head, gates):
+    lm = teal_jax.quantize(model(SHALLOW), spec, lm_head=head, progress=False)
+    tiles = dataclasses.replace(TILES, o=dataclasses.replace(TILES.o, each=32))
+    token, cache = jnp.asarray([3]), lm.init_cache(1, 8)
+    expected, plain = jax.jit(dataclasses.replace(lm, implementation="xla").decode_step)(
+        lm.params | {"gates": gates}, token, cache
+    )
+    got, fused = jax.jit(lambda w, c: fused_step(SHALLOW, w, gates, token, c, tiles, interpret=True))(
+        lm.params["weights"], cache
+    )
+    np.testing.assert_allclose(got, expected, atol=2e-5, rtol=1e-5)
+    for ours, theirs in zip(fused.keys + fused.values, plain.keys + plain.values, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert bits_in(lm.params["weights"]).lm_head == (8 if head else 32)
+    assert bits_in(lm.params["weights"]).down == int(spec[3])
+
+
 def test_counts_are_the_rows_that_the_thresholds_keep():
     lm = model(TINY)
     gates = thresholds(TINY)
@@ -145,9 +168,14 @@ def test_dispatch(monkeypatch: pytest.MonkeyPatch):
     wide = dataclasses.replace(TINY, head_dim=512)
     with pytest.raises(NotImplementedError, match="head_dim <= 256, got 512"):
         use_fused_step(wide, "pallas", jnp.float32, 1)
+    for kind in ("int3-g64", "int2-g64-asym", "int4-g96", "int4-g64+int3-g64"):
+        with pytest.raises(NotImplementedError, match=r"int8, and int4 in groups of a power of two, got int[234]-g"):
+            use_fused_step(TINY, "pallas", jnp.bfloat16, 1, None, kind)
     # Where the kernels can run, they do, up to eight rows.
     monkeypatch.setattr("pallas_kernels.support.why_not", lambda: None)
     assert use_fused_step(TINY, None, jnp.bfloat16, 8)
+    assert use_fused_step(TINY, "pallas", jnp.bfloat16, 1, Dense(), "int4-g64-asym+int8")
+    assert not use_fused_step(TINY, None, jnp.bfloat16, 1, Dense(), "int3-g64")
     assert not use_fused_step(TINY, None, jnp.bfloat16, 9)
     with pytest.raises(NotImplementedError, match="1 to 8 rows, got 9"):
         use_fused_step(TINY, "pallas", jnp.bfloat16, 9)
