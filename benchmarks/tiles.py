@@ -1,4 +1,4 @@
-"""Time the decode loop under other tiles, one kernel at a time: how `pallas_kernels/tiles.py` was chosen.
+"""Time the decode loop under other tiles, one kernel at a time: to choose those of `pallas_kernels/tiles.py` anew.
 
     python benchmarks/tiles.py --layers 4 --kernel down gate_up --sparsity 0.5
 
@@ -32,7 +32,7 @@ CONTEXT, TOKENS, REPEATS = 512, 96, 6
 def candidates() -> list[Tile]:
     """Tiles worth a try: those whose registers a multiprocessor has."""
     tiles = []
-    for columns, warps, unroll, splits in itertools.product((128, 256, 512), (4, 8, 16), (4, 8, 16), (4, 8, 16)):
+    for columns, warps, unroll, splits in itertools.product((128, 256, 512), (4, 8, 16), (4, 8, 16), (4, 8, 16, 28)):
         registers = 64 if unroll <= 8 else 128
         if columns <= 256 * warps and registers * warps * 32 <= REGISTERS:
             tiles.append(Tile(columns, splits, unroll, warps, registers))

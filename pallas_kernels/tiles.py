@@ -18,6 +18,10 @@ REGISTERS = 65536
 LARGE, HUGE = 16384, 65536
 """Outputs from which a matrix has columns enough for wider programs: see `matvec_tile`."""
 
+WIDE_SPLITS, FILLED = 8, 240
+"""Of tiles of 256 columns: splits, more than the threads above ask for and faster; and the tiles, an lm_head's, from
+which a matrix has programs enough without."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
@@ -72,8 +76,8 @@ def matvec_tile(d_in: int, d_outs: tuple[int, ...], *, batch: int = 1, dense: bo
         columns //= 2
     registers = min(64 if batch <= 2 else 96 if batch <= 4 else 168, REGISTERS // (32 * warps))
     tile = Tile(columns, 1, unroll if batch <= 4 else min(unroll, 4), warps, registers)
-    few = columns < 256 or _tiles(d_outs, columns) > 240
-    return _split(tile, d_in, _wanted(tile, d_outs, dense) if few else 8)
+    wide = columns >= 256 and _tiles(d_outs, columns) <= FILLED
+    return _split(tile, d_in, WIDE_SPLITS if wide else _wanted(tile, d_outs, dense))
 
 
 def _coded_tile(d_in: int, d_outs: tuple[int, ...], *, batch: int, dense: bool, bits: int) -> Tile:
