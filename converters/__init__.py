@@ -18,15 +18,11 @@ from converters.keys import tensor_keys as tensor_keys
 from converters.quantization_config import Quantization as Quantization
 from converters.reader import ProgressBar as ProgressBar
 from converters.reader import read_params as read_params
-from converters.regroup import RegroupedWeight as RegroupedWeight
-from converters.regroup import regroup_int4 as regroup_int4
-from converters.regroup import regroup_int8 as regroup_int8
 
 __all__ = [
     "GroupedWeight",
     "ProgressBar",
     "Quantization",
-    "RegroupedWeight",
     "TensorKey",
     "config_from_hf",
     "config_to_hf",
@@ -34,8 +30,6 @@ __all__ = [
     "read_config",
     "read_params",
     "read_quantization",
-    "regroup_int4",
-    "regroup_int8",
     "teal_published",
     "tensor_keys",
 ]

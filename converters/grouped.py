@@ -6,7 +6,10 @@ A scale of 16 bits times a whole number below 16 has 15 significant bits at most
 """
 
 import dataclasses
+import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from teal_jax.errors import CheckpointError
@@ -38,11 +41,16 @@ class GroupedWeight:
         d_in, d_out = self.codes.shape
         return d_in, d_out
 
-    def dequantize(self) -> np.ndarray:
-        """The weight, exact, float32 `[d_in, d_out]`."""
-        # A channel's zeros and scales are gathered before anything is widened: numbers of one byte and of two.
-        steps = self.codes.astype(np.int8) - self.zeros.astype(np.int8)[self.group_of]
-        return steps * self.scales[self.group_of].astype(np.float32)
+    def dequantize(self, dtype: jax.typing.DTypeLike = "float32") -> jax.Array:
+        """The weight `[d_in, d_out]`: exact in float32, rounded once to any other `dtype`."""
+        # On the device: many times faster than numpy, and a byte a weight travels there.
+        return _dequantize(self.codes, self.scales, self.zeros, self.group_of, dtype=jnp.dtype(dtype).name)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _dequantize(codes: jax.Array, scales: jax.Array, zeros: jax.Array, group_of: jax.Array, *, dtype: str) -> jax.Array:
+    steps = codes.astype(jnp.int8) - zeros.astype(jnp.int8)[group_of]
+    return (steps.astype(jnp.float32) * scales.astype(jnp.float32)[group_of]).astype(dtype)
 
 
 def unpack_rows(words: np.ndarray) -> np.ndarray:

@@ -92,7 +92,10 @@ def read_params(
                 if key.name in modules:
                     read = functools.partial(_read_part, directory, headers, shard, file)
                     weight = read_module(modules[key.name], read)
-                    array = on_quantized(key, weight) if on_quantized else _dequantized(weight, key, target, device)
+                    if target == "float16":
+                        # 15 steps are the most that a code lies from its zero point.
+                        _check_float16(key.name, 15 * float(np.abs(weight.scales.astype(np.float32)).max()))
+                    array = on_quantized(key, weight) if on_quantized else _dequantized(weight, target, device)
                 else:
                     array = _to_device(_read(shard, file, name, target), key, target, device)
                 # Waiting for the one before bounds what is on its way, and still overlaps reading with sending.
@@ -208,16 +211,6 @@ def _arrange(x: jax.Array, *, transpose: bool, dtype: str) -> jax.Array:
     return x.T if transpose else x
 
 
-def _dequantized(weight: GroupedWeight, key: TensorKey, dtype: str, device: Any) -> jax.Array:
-    if dtype == "float16":
-        # 15 steps are the most that a code lies from its zero point.
-        _check_float16(key.name, 15 * float(np.abs(weight.scales.astype(np.float32)).max()))
-    array = _dequantize(weight.codes, weight.scales, weight.zeros, weight.group_of, dtype=dtype)
+def _dequantized(weight: GroupedWeight, dtype: str, device: Any) -> jax.Array:
+    array = weight.dequantize(dtype)
     return array if device is None else jax.device_put(array, device)
-
-
-@functools.partial(jax.jit, static_argnames="dtype")
-def _dequantize(codes: jax.Array, scales: jax.Array, zeros: jax.Array, group_of: jax.Array, *, dtype: str) -> jax.Array:
-    # Beside `GroupedWeight.dequantize`: a device does it many times faster, and a byte a weight travels there.
-    steps = codes.astype(jnp.int8) - zeros.astype(jnp.int8)[group_of]
-    return (steps.astype(jnp.float32) * scales.astype(jnp.float32)[group_of]).astype(dtype)

@@ -50,7 +50,8 @@ def load(
       progress: draw progress bars.
       implementation: of decoding: `"pallas"`, `"xla"` or None; see `LanguageModel`.
       quantize: the format of the blocks' weights, such as "int8" or "int4", see `quantize`; None: as they are. Of a
-        checkpoint one block at a time is read. An artifact saved in that format is taken as it is.
+        checkpoint one block at a time is read; from AWQ's and GPTQ's 4-bit codes, with a warning of the error that this
+        adds, or without loss. An artifact saved in that format is taken as it is.
       quantize_method: "rtn", "awq" or "gptq".
       lm_head: its format, "int8", or None.
       data: calibration text of "awq" and "gptq", with `num_tokens`, `seq_len` and `seed`; see `calibrate`.

@@ -19,7 +19,7 @@ from teal_jax.default_text import default_documents
 from teal_jax.errors import QuantizationError
 from teal_jax.model import LanguageModel
 from teal_jax.nn.gates import Dense
-from teal_jax.nn.quantized import QuantSpec
+from teal_jax.nn.quantized import QuantizedWeight, QuantSpec
 from teal_jax.progress import track
 from teal_jax.quantization.awq import AwqSettings, awq_block
 from teal_jax.quantization.gptq import gptq, second_moment
@@ -69,6 +69,10 @@ def quantize(
     """
     weights = lm.params["weights"]
     spec, head = check_request(lm.config, spec, method, lm_head)
+    if lm.quantization is not None:
+        raise QuantizationError(
+            f"{lm.name} is quantised already: {lm.quantization}", hint="start from the model in 16 bits"
+        )
     tokens = None
     if method != "rtn":
         tokens = read_tokens(lm, data, num_tokens=num_tokens, seq_len=seq_len, seed=seed)
@@ -125,7 +129,8 @@ def quantize_layers(
     Args:
       lm: its config and embedding are used.
       spec: the format.
-      layer_of: gives the parameters of a block; called once each, in order, so that it may read them then.
+      layer_of: gives the parameters of a block; called once each, in order, so that it may read them then. Rounding to
+        nearest leaves a matrix that is a `QuantizedWeight` as it is.
       method: see `quantize`.
       tokens: int32 `[rows, seq]`; None for rounding to nearest.
       progress: draw a progress bar.
@@ -153,7 +158,7 @@ def _quantize_block(
     config: ModelConfig, spec: QuantSpec, method: Method, layer: Layer, parts: Sequence[jax.Array]
 ) -> Layer:
     if method == "rtn":
-        return map_matrices(layer, lambda _, weight: round_to_nearest(weight, spec))
+        return map_matrices(layer, lambda _, w: w if isinstance(w, QuantizedWeight) else round_to_nearest(w, spec))
     if method == "awq":
         return awq_block(config, spec, layer, parts, AwqSettings())
     moments = functools.reduce(functools.partial(jax.tree.map, jnp.add), (_moments(config, layer, x) for x in parts))

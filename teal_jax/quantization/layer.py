@@ -39,14 +39,12 @@ def map_matrices(layer: Layer, change: Callable[[int, jax.Array], Any]) -> Layer
     return with_matrices(layer, {i: change(i, matrix(layer, i)) for i in range(len(PROJECTIONS))})
 
 
-def check_matrix(weight: Any, name: str) -> str:
+def check_matrix(weight: jax.Array, name: str) -> str:
     """What to warn of: channels of the matrix `[d_in, d_out]` that are all zero, which stay so; `""` without any.
 
     Raises:
-      QuantizationError: the matrix is quantised already, not finite, or zero throughout.
+      QuantizationError: the matrix is not finite, or zero throughout.
     """
-    if isinstance(weight, QuantizedWeight):
-        raise QuantizationError(f"{name} is quantised already: {weight.spec}", hint="start from the model in 16 bits")
     finite, inputs, outputs = (int(count) for count in _counts(weight))
     if not finite:
         row, column = np.argwhere(~np.isfinite(np.asarray(weight, np.float32)))[0]
@@ -69,6 +67,7 @@ def _counts(weight: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def check_layer(layer: Layer, index: int) -> list[str]:
-    """`check_matrix` for the seven; what to warn of."""
-    found = [check_matrix(matrix(layer, i), f"layer {index} {name}") for i, name in enumerate(PROJECTIONS)]
+    """`check_matrix` for those of the seven that are arrays; what to warn of."""
+    plain = {name: w for i, name in enumerate(PROJECTIONS) if not isinstance(w := matrix(layer, i), QuantizedWeight)}
+    found = [check_matrix(weight, f"layer {index} {name}") for name, weight in plain.items()]
     return [line for line in found if line]

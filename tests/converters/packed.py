@@ -5,6 +5,7 @@ AutoAWQ `WQLinear_GEMM.from_linear`, AutoGPTQ `QuantLinear.pack`, GPTQModel's v2
 
 import numpy as np
 
+from converters import config_from_hf, tensor_keys
 from tests.converters.tiny_checkpoint import HF_CONFIG
 
 PACKABLE = HF_CONFIG | {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 32, "head_dim": 8}
@@ -66,3 +67,37 @@ def dequantized(codes, scales, zeros, group_of) -> np.ndarray:
             g = group_of[i]
             weight[i, o] = float(scales[g, o]) * (int(codes[i, o]) - int(zeros[g, o]))
     return weight
+
+
+CONFIG = config_from_hf(PACKABLE)
+"""What `PACKABLE` means."""
+
+QUANTIZATION = {
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": True, "sym": False},
+}
+
+
+def packed_checkpoint(method: str, *, lm_head: bool = False, plain=numbers, group: int = GROUP) -> tuple[dict, dict]:
+    """The tensors of a checkpoint, and the float64 weights `[d_in, d_out]` of its packed projections by name."""
+    rng = np.random.default_rng(0)
+    tensors, weights = {}, {}
+    for key in tensor_keys(CONFIG):
+        name = key.name.removesuffix(".weight")
+        if not key.transpose or (name == "lm_head" and not lm_head):
+            tensors[key.name] = rng.standard_normal(key.shape, np.float32).astype(np.float16)
+            continue
+        d_in, d_out = key.tree_shape
+        group_of = [i // group for i in range(d_in)]
+        if method == "gptq":
+            group_of = rng.permutation(group_of)
+        groups = len(set(group_of))
+        made = plain(rng, d_in, d_out, groups)
+        parts = awq_tensors(*made) if method == "awq" else gptq_tensors(*made, group_of)
+        tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
+        weights[key.name] = dequantized(*made, group_of)
+    return tensors, weights
+
+
+def config(method: str, **changes) -> dict:
+    return PACKABLE | {"quantization_config": QUANTIZATION[method] | changes}
