@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,23 @@ def _network_asked(config: pytest.Config) -> bool:
     return "network" in config.option.markexpr
 
 
+def _compile_quickly(config: pytest.Config) -> None:
+    """On a CPU nearly all of the time is XLA's: no slow passes, and one compilation of a program for all the workers."""
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # also in the workers, which inherit it
+        return
+    programs = tempfile.mkdtemp(prefix="teal-jax-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(programs, ignore_errors=True))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Before any test module is imported: jax and huggingface_hub read these once.
     if not os.environ.get("TEAL_TEST_GPU") and not _cuda_here():
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        _compile_quickly(config)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several workers share one GPU
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -67,8 +67,13 @@ def compile_for(
     args = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), args)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         lowered = jax.jit(f, donate_argnums=donate).lower(*args)
-    # Tuning would time candidates on a device.
-    options = {"xla_gpu_autotune_level": 0, "xla_gpu_fail_ptx_compilation_on_register_spilling": not spills}
+    options = {
+        "xla_gpu_autotune_level": 0,  # tuning would time candidates on a device
+        "xla_gpu_fail_ptx_compilation_on_register_spilling": not spills,
+        # As on a GPU, although tests on a CPU leave slow passes out (conftest.py).
+        "xla_backend_optimization_level": 3,
+        "xla_llvm_disable_expensive_passes": False,
+    }
     return lowered.compile(compiler_options=options)
 
 
