@@ -8,6 +8,8 @@ import typer
 
 from teal_jax.cli.models import Sparsifier, open_model
 from teal_jax.cli.options import (
+    CalibrateOn,
+    CalibrationFile,
     Debug,
     Dtype,
     Json,
@@ -15,6 +17,7 @@ from teal_jax.cli.options import (
     Offline,
     Quiet,
     Revision,
+    ScoredText,
     Seed,
     examples,
     parse_sparsities,
@@ -64,17 +67,9 @@ def command(
     what: Annotated[
         list[What] | None, typer.Option("--what", help="One analysis; may be repeated. All of them if not given.")
     ] = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option("--data", metavar="FILE", help="Text to score, .txt or .jsonl; may be repeated."),
-    ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", metavar="FILE.npz", help="From teal calibrate.")
-    ] = None,
-    calibration_data: Annotated[
-        list[Path] | None,
-        typer.Option("--calibration-data", metavar="FILE", help="Calibrate on this; may be repeated."),
-    ] = None,
+    data: ScoredText = None,
+    calibration: CalibrationFile = None,
+    calibration_data: CalibrateOn = None,
     sparsity: Annotated[
         str, typer.Option("--sparsity", "-s", metavar="LIST", help="Targets above 0, separated by commas.")
     ] = "0.25,0.4,0.5",

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from teal_jax.cli.options import (
+    CalibrateOn,
+    CalibrationFile,
     Debug,
     Dtype,
     Json,
@@ -17,6 +19,7 @@ from teal_jax.cli.options import (
     QuantizeMethodName,
     Quiet,
     Revision,
+    ScoredText,
     Seed,
     examples,
     parse_sparsities,
@@ -58,10 +61,7 @@ def command(
         str | None,
         typer.Argument(metavar="MODEL", show_default=False, help="Alias, hub id, HF directory or saved artifact."),
     ] = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option("--data", metavar="FILE", help="Text to score, .txt or .jsonl; may be repeated."),
-    ] = None,
+    data: ScoredText = None,
     sparsity: Annotated[
         str, typer.Option("--sparsity", "-s", metavar="LIST", help="Targets, separated by commas; 0 is dense.")
     ] = "0,0.25,0.4,0.5,0.65",
@@ -94,13 +94,8 @@ def command(
     tolerance: Annotated[
         float, typer.Option("--tolerance", help="How far from its target a method may end before the report says so.")
     ] = 0.02,
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", metavar="FILE.npz", help="From teal calibrate.")
-    ] = None,
-    calibration_data: Annotated[
-        list[Path] | None,
-        typer.Option("--calibration-data", metavar="FILE", help="Calibrate on this; may be repeated."),
-    ] = None,
+    calibration: CalibrationFile = None,
+    calibration_data: CalibrateOn = None,
     tasks: Annotated[
         str | None,
         typer.Option(
@@ -111,6 +106,9 @@ def command(
     full_search: Annotated[
         bool,
         typer.Option("--full-search", help="On a CPU too, the greedy search that allocate does; it takes minutes."),
+    ] = False,
+    measured: Annotated[
+        bool, typer.Option("--measured", help="Measure no method: report on what the directory holds.")
     ] = False,
     out: Annotated[
         Path | None,
@@ -179,6 +177,7 @@ def command(
             calibration=calibration,
             calibration_data=calibration_data or [],
             full_search=full_search,
+            measured=measured,
             loading={"dtype": dtype, "revision": revision},
             quantising={"quantize": quantize, "quantize_method": quantize_method.value, "lm_head": lm_head},
         )

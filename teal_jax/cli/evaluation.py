@@ -59,6 +59,7 @@ class Evaluation:
         calibration: Path | None,
         calibration_data: Sequence[Path],
         full_search: bool,
+        measured: bool,
         loading: dict[str, Any],
         quantising: dict[str, Any],
     ):
@@ -82,6 +83,7 @@ class Evaluation:
         self._text = read_text(self._lm, list(texts), **layout)
         self._calibration_file, self._calibration_data = calibration, list(calibration_data)
         self._sparsifier = Sparsifier(session, self._lm, model, data=self._calibration_data or None, seed=settings.seed)
+        self._measured = measured
         self._quick = jax.default_backend() == "cpu" and not full_search
         self._saved_with = _file_digest(Path(model).expanduser() / "calibration.npz")
 
@@ -146,8 +148,14 @@ class Evaluation:
             sparsify=lambda method, target: self._sparsifier(target, method),
             directory=directory,
             settings=self._settings,
+            measured=self._measured,
             progress=self._session.progress,
         )
+        if self._measured:
+            there = {(cell.method, cell.target) for cell in cells}
+            wanted = [(method, target) for target in self._targets if target > 0 for method in self._methods]
+            missing = [f"{method} {100 * target:g} %" for method, target in wanted if (method, target) not in there]
+            notes = [*notes, *([f"Not measured: {', '.join(missing)}."] if missing else [])]
         return make_report(
             self._lm,
             self._text,
@@ -194,7 +202,7 @@ class Evaluation:
         from teal_jax.demo import GREEDY
         from teal_jax.sparsity.greedy import GreedySettings, greedy_path
 
-        if "greedy" not in self._methods:
+        if "greedy" not in self._methods or self._measured:
             return []
         if calibration.path is None:
             settings = GreedySettings()

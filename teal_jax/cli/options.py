@@ -108,6 +108,13 @@ CalibrationText = Annotated[
         "--data", metavar="FILE", help="Calibration text, .txt or .jsonl; may be repeated. Default: Alpaca, as in TEAL."
     ),
 ]
+ScoredText = Annotated[
+    list[Path] | None, typer.Option("--data", metavar="FILE", help="Text to score, .txt or .jsonl; may be repeated.")
+]
+CalibrationFile = Annotated[Path | None, typer.Option("--calibration", metavar="FILE.npz", help="From teal calibrate.")]
+CalibrateOn = Annotated[
+    list[Path] | None, typer.Option("--calibration-data", metavar="FILE", help="Calibrate on this; may be repeated.")
+]
 CalibrationTokens = Annotated[int, typer.Option("--tokens", min=2, help="Calibration tokens.")]
 SeqLen = Annotated[
     int | None, typer.Option("--seq-len", min=2, help="Tokens a calibration row; 2048, or what the model takes.")

@@ -29,6 +29,7 @@ def sweep(
     sparsify: Callable[[str, float], LanguageModel],
     directory: RunDirectory,
     settings: EvaluationSettings,
+    measured: bool = False,
     progress: bool = True,
 ) -> tuple[list[Cell], list[Failure], Prompted]:
     """Measure the dense model, and every method at every target above 0.
@@ -40,6 +41,7 @@ def sweep(
       sparsify: `(method, target)` to the model under that plan; only called for what is not measured yet.
       directory: where cells are kept.
       settings: how much is measured.
+      measured: take no method's cells but those that the directory holds.
       progress: draw bars.
 
     Returns:
@@ -52,6 +54,8 @@ def sweep(
     cells, failures = [], []
     for method, target in wanted:
         cell = directory.cell(method, target)
+        if cell is None and measured and method != DENSE:
+            continue
         if cell is None:
             try:
                 sparse = dense if method == DENSE else sparsify(method, target)

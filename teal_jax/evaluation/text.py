@@ -2,13 +2,14 @@
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import numpy as np
 
 from teal_jax.data import TextSource, check_tokens, read_documents, tokenize
 from teal_jax.errors import TealError
 from teal_jax.model import LanguageModel
-from teal_jax.scoring import Layout, Protocol, lay_windows
+from teal_jax.scoring import Layout, lay_windows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,18 +57,8 @@ class EvaluationText:
         return self.windows, "window"
 
 
-def read_text(
-    lm: LanguageModel,
-    data: TextSource,
-    *,
-    context: int | None = None,
-    window: int | None = None,
-    dense_prefix: float | int | None = None,
-    sparse_prefill: bool = True,
-    protocol: Protocol = "strided",
-    max_tokens: int | None = None,
-) -> EvaluationText:
-    """`data` laid out for scoring; arguments and errors as in `teal_jax.perplexity`."""
+def read_text(lm: LanguageModel, data: TextSource, **layout: Any) -> EvaluationText:
+    """`data` laid out for scoring; `layout` and errors as in `teal_jax.scoring.lay_windows`."""
     if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
         streams = list(check_tokens(np.atleast_2d(np.asarray(data)), lm.config.vocab_size))
         source, starts, lengths = "tokens", [np.zeros(1, np.int64) for _ in streams], None
@@ -77,33 +68,23 @@ def read_text(
         streams = [np.concatenate(pieces)]
         starts = [np.cumsum([0, *map(len, pieces[:-1])], dtype=np.int64)]
         lengths = _byte_lengths(lm, documents)
-    layout = lay_windows(
-        lm.config,
-        streams,
-        source,
-        context=context,
-        window=window,
-        dense_prefix=dense_prefix,
-        sparse_prefill=sparse_prefill,
-        protocol=protocol,
-        max_tokens=max_tokens,
-    )
+    laid = lay_windows(lm.config, streams, source, **layout)
     before = np.cumsum([0, *map(len, starts)])
     documents_of, windows_of, bytes_of = [], [], []
-    for i, (stream, piece) in enumerate(layout.pieces):
+    for i, (stream, piece) in enumerate(laid.pieces):
         scored = np.arange(piece.score, piece.stop)
         documents_of.append(before[stream] + np.searchsorted(starts[stream], scored, side="right") - 1)
         windows_of.append(np.full(len(scored), i))
         if lengths is not None:
             bytes_of.append(lengths[scored])
     return EvaluationText(
-        layout=layout,
+        layout=laid,
         source=source,
         starts=starts,
         documents=np.unique(np.concatenate(documents_of), return_inverse=True)[1],
         windows=np.concatenate(windows_of),
         num_bytes=np.concatenate(bytes_of) if bytes_of else None,
-        wanted=max_tokens,
+        wanted=layout.get("max_tokens"),
     )
 
 

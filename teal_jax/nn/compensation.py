@@ -44,39 +44,6 @@ class Biased:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Centred:
-    """`y = W^T (c + keep(x - c) * (x - c))`: a dropped channel takes its centre instead of 0.
-
-    `W^T c` is a constant: in decoding it is a bias, and no weight is read for it.
-
-    Attributes:
-      gate: of the projection; it sees `x - c`.
-      centre: float32 `[d_in]`.
-      where: as in `Biased`.
-
-    References:
-      SCAP, arXiv 2412.07174: the mode of x, folded into a bias.
-    """
-
-    gate: "Gate"
-    centre: jax.Array
-    where: jax.Array | None = None
-
-    def on(self, where: jax.Array) -> "Centred":
-        """The same, acting only on the tokens where `where` is True."""
-        return Centred(self.gate.on(where), self.centre, where)
-
-    def shift(self, x: jax.Array) -> jax.Array:
-        """`x - c` in the dtype of x."""
-        return (x.astype(jnp.float32) - self.centre).astype(x.dtype)
-
-    def keep(self, x: jax.Array) -> jax.Array:
-        """The kept channels of x."""
-        return self.gate.keep(self.shift(x))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class LowRank:
     """`y = project(x, W, gate) + ((x - keep(x) x) a) b`: the dropped part goes through a matrix of low rank.
 

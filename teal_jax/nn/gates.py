@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import keep_mask
-from teal_jax.nn.compensation import Biased, Centred, LowRank, Rotated, only
+from teal_jax.nn.compensation import Biased, LowRank, Rotated, only
 
 
 @jax.tree_util.register_dataclass
@@ -183,7 +183,7 @@ class Gates:
         return Gates(tuple(tuple(gate.on(where) for gate in layer) for layer in self.layers))
 
 
-type Gate = Dense | Threshold | TopK | GateOutput | Soft | Biased | Centred | LowRank | Rotated
+type Gate = Dense | Threshold | TopK | GateOutput | Soft | Biased | LowRank | Rotated
 """Of one projection; `Dense`, `Threshold`, `TopK` and `Biased` also hold those of a block or of a model."""
 
 type BlockGates = Dense | Threshold | TopK | Biased | tuple[Gate, ...]

@@ -6,7 +6,7 @@ from flax import nnx
 
 from pallas_kernels import masked_matmul
 from pallas_kernels.reference import matmul
-from teal_jax.nn.compensation import Biased, Centred, LowRank, Rotated, only
+from teal_jax.nn.compensation import Biased, LowRank, Rotated, only
 from teal_jax.nn.gates import Dense, Gate, GateOutput, Soft, Threshold, TopK
 from teal_jax.nn.quantized import QuantizedWeight, to_dense
 
@@ -37,9 +37,6 @@ def project(x: jax.Array, weight: jax.Array | QuantizedWeight, gate: Gate) -> ja
             return matmul((x * gate.mask(x)).astype(x.dtype), weight)
         case Biased():
             return project(x, weight, gate.gate) + only(gate.where, gate.bias, 0.0).astype(x.dtype)
-        case Centred():
-            moved = project(gate.shift(x), weight, gate.gate) + matmul(gate.centre.astype(x.dtype), weight)
-            return only(gate.where, moved, matmul(x, weight)) if gate.where is not None else moved
         case LowRank():
             return project(x, weight, gate.gate) + gate.remainder(x)
         case Rotated():

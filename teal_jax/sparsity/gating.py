@@ -9,7 +9,7 @@ import numpy as np
 
 from teal_jax.config import PROJECTIONS, SITE_OF_PROJECTION, ModelConfig
 from teal_jax.errors import PlanError
-from teal_jax.nn.compensation import Biased, Centred, LowRank, Rotated
+from teal_jax.nn.compensation import Biased, LowRank, Rotated
 from teal_jax.nn.gates import Dense, Gate, GateOutput, Gates, ModelGates, Threshold, TopK
 from teal_jax.nn.quantized import to_dense
 from teal_jax.sparsity.plan import Score, SparsityPlan, array_place
@@ -73,8 +73,6 @@ def _wrapped(gate: Gate, own: dict[str, Any], dtype: Any) -> Gate:
         gate = Rotated(gate, own["rotation"])
     if "low_rank_a" in own:
         gate = LowRank(gate, jnp.asarray(own["low_rank_a"], dtype), jnp.asarray(own["low_rank_b"], dtype))
-    if "centre" in own:
-        gate = Centred(gate, jnp.asarray(own["centre"], jnp.float32))
     if "bias" in own:
         gate = Biased(gate, jnp.asarray(own["bias"], jnp.float32))
     return gate
@@ -88,7 +86,6 @@ def _by_place(plan: SparsityPlan, config: ModelConfig) -> Places:
         fits: dict[str, Callable[[tuple[int, ...]], bool]] = {
             "bias": lambda shape, n=d_out: shape == (n,),
             "scale": lambda shape, n=d_in: shape == (n,),
-            "centre": lambda shape, n=d_in: shape == (n,),
             "rotation": lambda shape, n=d_in: shape == (n, n),
             "low_rank_a": lambda shape, n=d_in: len(shape) == 2 and shape[0] == n,
             "low_rank_b": lambda shape, n=d_out: len(shape) == 2 and shape[1] == n,

@@ -20,7 +20,7 @@ FORMAT_VERSION = 2
 """1: thresholds of |x|, all that most plans need; they are still written as 1. 2: gate, score or arrays."""
 
 GATES = ("threshold", "top_k", "gate_output")
-ARRAYS = ("bias", "scale", "centre", "low_rank_a", "low_rank_b", "rotation")
+ARRAYS = ("bias", "scale", "low_rank_a", "low_rank_b", "rotation")
 
 
 def check_sparsity(sparsity: float) -> float:
@@ -82,9 +82,8 @@ class SparsityPlan:
         `"gate_output"`: CATS, thresholds of up's column act on |silu(gate_proj x)|.
       score: of a channel; None: |x_i|.
       arrays: by name, `"bias.3.down"`: what is added to or done around projection `down` of layer 3. Names are
-        `bias` `[d_out]`, `scale` `[d_in]`, `centre` `[d_in]`, `low_rank_a` `[d_in, rank]`, `low_rank_b`
-        `[rank, d_out]`, and `rotation` `[d_in, d_in]`, which stands under the first projection of its site for all
-        of them.
+        `bias` `[d_out]`, `scale` `[d_in]`, `low_rank_a` `[d_in, rank]`, `low_rank_b` `[rank, d_out]`, and `rotation`
+        `[d_in, d_in]`, which stands under the first projection of its site for all of them.
     """
 
     sparsity: np.ndarray
@@ -162,7 +161,7 @@ class SparsityPlan:
 
     @property
     def extra_vectors(self) -> int:
-        """Entries of vectors that every token reads: biases, scales, and a centre with the bias it needs."""
+        """Entries of vectors that every token reads: biases and scales."""
         return sum(array.size for array in self.arrays.values() if array.ndim == 1)
 
     @property

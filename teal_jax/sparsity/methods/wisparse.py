@@ -46,29 +46,44 @@ def exponents(task: Task) -> np.ndarray:
     config = lm.config
     rows = max(1, min(len(tokens), TOKENS_PER_BATCH // tokens.shape[1]))
     x = embed(lm, tokens[:rows])
-    best = np.zeros((config.num_layers, len(SITE_OF_PROJECTION)))
+    best = []
     for layer in track(range(config.num_layers), "Choosing exponents", enabled=task.progress):
         params = lm.params["weights"]["layers"][layer]
         norms = tuple(row_norms(weight, 2) for weight in layer_weights(lm.params["weights"], layer))
-        for site in range(len(SITES)):
-            own = [i for i, of in enumerate(SITE_OF_PROJECTION) if of == site]
-            tried = np.tile(best[layer], (len(GRID), 1))
-            tried[:, own] = np.array(GRID)[:, None]
-            errors = [float(_error(config, params, x, norms, jnp.asarray(row, jnp.float32))) for row in tried]
-            best[layer] = tried[int(np.argmin(errors))]
-        x, _ = dense_block(config, params, x)
-    return best
+        rungs, x = _of_block(config, params, x, norms)
+        best.append(np.array(GRID)[np.asarray(rungs)])
+    return np.stack(best)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _error(config: ModelConfig, layer_params: dict, x: jax.Array, norms: tuple, exponent: jax.Array) -> jax.Array:
-    """Mean square error of the block's output with every projection at `SEARCHED_AT`; exponent float32 `[7]`."""
+def _of_block(config: ModelConfig, layer_params: dict, x: jax.Array, norms: tuple) -> tuple[jax.Array, jax.Array]:
+    """Places in the grid of the exponents with the least mean square error of the block's output, and that output.
+
+    Every projection stands at `SEARCHED_AT`. One program a block: a candidate at a time from the host had each of them
+    compute the dense block and all medians again. Int32 `[7]`, and the dense y, the shape of x.
+    """
     dense, taps = dense_block(config, layer_params, x)
-    gates = []
-    for i, site in enumerate(SITE_OF_PROJECTION):
-        scale = norms[i] ** exponent[i]
-        score = jnp.abs(taps[site].astype(jnp.float32)) * scale
-        gates.append(Threshold(jnp.quantile(score, SEARCHED_AT), scale=scale))
-    context = make_context(config, jnp.ones(x.shape[:2], bool), None)
-    y, _, _ = nnx.merge(block_graph(config), layer_params)(x, tuple(gates), context)
-    return jnp.mean((y.astype(jnp.float32) - dense.astype(jnp.float32)) ** 2)
+    block, context = (
+        nnx.merge(block_graph(config), layer_params),
+        make_context(config, jnp.ones(x.shape[:2], bool), None),
+    )
+    grid = jnp.asarray(GRID, jnp.float32)
+
+    def cuts(site: jax.Array, norm: jax.Array) -> jax.Array:
+        score = jnp.abs(site.astype(jnp.float32))
+        return jax.lax.map(lambda exponent: jnp.quantile(score * norm**exponent, SEARCHED_AT), grid)
+
+    thresholds = [cuts(taps[site], norms[i]) for i, site in enumerate(SITE_OF_PROJECTION)]
+
+    def error(rungs: jax.Array) -> jax.Array:
+        gates = [Threshold(cut[rungs[i]], scale=norms[i] ** grid[rungs[i]]) for i, cut in enumerate(thresholds)]
+        y, _, _ = block(x, tuple(gates), context)
+        return jnp.mean((y.astype(jnp.float32) - dense.astype(jnp.float32)) ** 2)
+
+    def one_site(rungs: jax.Array, site: jax.Array) -> tuple[jax.Array, None]:
+        own = jnp.asarray(SITE_OF_PROJECTION) == site
+        tried = jnp.where(own, jnp.arange(len(GRID))[:, None], rungs)
+        return tried[jnp.argmin(jax.lax.map(error, tried))], None
+
+    rungs, _ = jax.lax.scan(one_site, jnp.zeros(len(SITE_OF_PROJECTION), jnp.int32), jnp.arange(len(SITES)))
+    return rungs, dense

@@ -92,6 +92,8 @@ def test_the_same_command_goes_on_and_another_is_refused(arguments, evaluated):
     assert "scoring" not in run.stderr
     assert "Calibrating" not in run.stderr
     assert after["rows"] == before["rows"]
+    cut = [*arguments, "-o", path, "--measured", "--method", "greedy,wina"]
+    assert "Not measured: wina 30 %, wina 60 %." in " ".join(ok(teal(*cut)).stdout.split())
     run = teal(*arguments, "-o", path, "--window", 16)
     assert run.exit_code == 3
     assert "another configuration" in run.stderr

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from teal_jax.nn.compensation import Biased, Centred, LowRank, Rotated
+from teal_jax.nn.compensation import Biased, LowRank, Rotated
 from teal_jax.nn.gates import Dense, GateOutput, Gates, Soft, Threshold, TopK
 from teal_jax.nn.implementation import use_fused_step
 from teal_jax.nn.project import project
@@ -19,7 +19,6 @@ W = RNG.normal(size=(16, 12)).astype(np.float32)
 SCALE = RNG.uniform(0.2, 1, 16).astype(np.float32)
 WHERE = np.array([[0, 0, 1, 1, 1], [0, 1, 0, 1, 1]], bool)
 BIAS = RNG.normal(size=12).astype(np.float32)
-CENTRE = RNG.normal(size=16).astype(np.float32)
 Q = np.linalg.qr(RNG.normal(size=(16, 16)))[0].astype(np.float32)
 
 
@@ -52,10 +51,6 @@ CASES = {
     "top_k": (TopK(jnp.int32(5)), dot(X * keep_by_count(X, 5))),
     "scaled top_k": (TopK(jnp.int32(5), scale=jnp.asarray(SCALE)), dot(X * keep_by_count(X, 5, SCALE))),
     "biased": (Biased(Threshold(jnp.float32(0.7)), jnp.asarray(BIAS)), dot(X * KEPT) + BIAS),
-    "centred": (
-        Centred(Threshold(jnp.float32(0.7)), jnp.asarray(CENTRE)),
-        dot(np.where(keep_by_threshold(X - CENTRE, 0.7), X, CENTRE)),
-    ),
     "low rank": (
         LowRank(Threshold(jnp.float32(0.7)), jnp.asarray(A[:, :3]), jnp.asarray(B[:3])),
         dot(X * KEPT) + dot(dot(X * ~KEPT, A[:, :3]), B[:3]),
@@ -110,7 +105,6 @@ def test_full_rank_and_no_sparsity_are_dense():
     full = LowRank(Threshold(jnp.float32(1e9)), jnp.asarray(A), jnp.asarray(B))
     np.testing.assert_allclose(project(X, W, full), dot(X), atol=2e-5)
     np.testing.assert_allclose(project(X, W, Rotated(nothing, jnp.asarray(Q))), dot(X), atol=2e-5)
-    np.testing.assert_allclose(project(X, W, Centred(nothing, jnp.asarray(CENTRE))), dot(X), atol=2e-5)
 
 
 def test_cats_skips_the_same_hidden_channels_in_up_and_down():

@@ -48,7 +48,6 @@ def everything():
     """A plan with one array of every kind."""
     arrays = biases()
     arrays["scale.0.q"] = RNG.uniform(0.5, 1, 32).astype(np.float32)
-    arrays["centre.1.o"] = RNG.normal(size=32).astype(np.float32)
     arrays["low_rank_a.0.down"] = RNG.normal(size=(80, 3)).astype(np.float32)
     arrays["low_rank_b.0.down"] = RNG.normal(size=(3, 32)).astype(np.float32)
     arrays["rotation.1.gate"] = np.linalg.qr(RNG.normal(size=(32, 32)))[0].astype(np.float32)
