@@ -1,7 +1,4 @@
-"""Orderings that papers claim on comparable terms, on a trained model."""
-
-import functools
-import warnings
+"""An ordering that TEAL claims on comparable terms (section 5.2), on a trained model."""
 
 import pytest
 
@@ -17,23 +14,13 @@ def loss(shared):
         lm, texts / "tinystories_train_2MB_sample.txt", num_tokens=4096, seq_len=256, progress=False
     )
 
-    @functools.cache
     def of(method, target):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # top-k gates round to whole channels
-            sparse = lm.sparsify(teal_jax.allocate(lm, calibration, target, method=method, progress=False))
+        sparse = lm.sparsify(teal_jax.allocate(lm, calibration, target, method=method, progress=False))
         text = texts / "tinystories_test.jsonl"
         return teal_jax.perplexity(sparse, text, context=128, window=128, max_tokens=768, progress=False).nll
 
     return of
 
 
-@pytest.mark.parametrize(
-    ("better", "worse"),
-    [
-        pytest.param("wina", "top_k", id="the norm of the row helps the score (WINA)", marks=pytest.mark.slow),  # sorts
-        pytest.param("uniform", "cats", id="all projections a little beat three of seven (TEAL)"),
-    ],
-)
-def test_orderings(loss, better, worse):
-    assert loss(better, 0.4) < loss(worse, 0.4) - 0.03
+def test_all_projections_a_little_beat_three_of_seven(loss):
+    assert loss("uniform", 0.4) < loss("cats", 0.4) - 0.03
