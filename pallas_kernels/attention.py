@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -21,29 +22,25 @@ from pallas_kernels.split import last_to_finish
 from pallas_kernels.support import FLOATS, MAX_BATCH
 
 PROGRAMS = 256
-"""Programs that share a long context: about two for each multiprocessor of an H200, with a block each on its way."""
+"""Programs that share a long context: about two for each multiprocessor of an H200."""
 
-IN_FLIGHT = 64
-"""Registers a thread spends on keys and values that are loaded together."""
+STAGES = 3
+"""Blocks of keys and values that a program has on their way to shared memory, the one in use included."""
 
 
-def context_block(slots: int, head_dim: int, dtype: jax.typing.DTypeLike, warps: int) -> int:
-    """Slots a step, a power of two: as many keys and values as `IN_FLIGHT` registers a thread hold.
-
-    Half as many in float32, whose products take their operands from registers too, and in a short context, which
-    is bound by latency: more programs, a block each.
-    """
-    itemsize = jnp.dtype(dtype).itemsize
-    room = IN_FLIGHT * 32 * warps * (2 if itemsize == 4 or slots <= 1024 else 4)
-    return max(16, min(128, room // (2 * power_of_two(head_dim) * itemsize)))
+def context_block(head_dim: int, dtype: jax.typing.DTypeLike) -> int:
+    """Slots a step, a power of two: 64 of 128 channels in bfloat16, whose keys and values are 32 kB a stage."""
+    return max(DOT, min(128, 16384 // (power_of_two(head_dim) * jnp.dtype(dtype).itemsize)))
 
 
 def context_splits(slots: int, kv_heads: int, batch: int, block: int) -> int:
-    """Programs that share a context, a power of two: `PROGRAMS` in all, but each with a block once the slots are full.
+    """Programs that share a context, a power of two: at most `PROGRAMS` in all, and a block each.
 
-    More than run together would only leave more partials to the last of them.
+    A program's time is its blocks, the time of the last one, which adds up, the programs: the root of the blocks
+    balances them. 8 of 512 slots, 16 of 2048, 32 of 8192 were the best of those timed on an H200.
     """
-    most = max(1, min(pl.cdiv(slots, block), PROGRAMS // (kv_heads * batch)))
+    blocks = pl.cdiv(slots, block)
+    most = max(1, min(blocks, math.isqrt(8 * blocks), PROGRAMS // (kv_heads * batch)))
     return 1 << (most.bit_length() - 1)
 
 
@@ -96,7 +93,7 @@ def decode_attention(
     """
     _check((qkv, rotary, length, keys, values, counters), cut, num_heads, window)
     batch, slots, kv_heads, dim = keys.shape
-    block = context_block(slots, dim, qkv.dtype, warps) if block is None else block
+    block = context_block(dim, qkv.dtype) if block is None else block
     splits = context_splits(slots, kv_heads, batch, block) if splits is None else splits
     for name, size, least in (("block", block, DOT), ("splits", splits, 1)):
         if size < least or size & (size - 1):
@@ -142,6 +139,7 @@ def decode_attention(
         grid=(kv_heads, splits, batch),
         warps=warps,
         name="decode_attention",
+        stages=STAGES,
         aliases={0: 0, 1: 1, 2: 2},
         interpret=interpret,
     )

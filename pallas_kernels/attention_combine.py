@@ -10,7 +10,7 @@ from jax import lax
 from pallas_kernels.attention_tile import LOWEST, Sizes, load
 from pallas_kernels.launch import power_of_two
 
-IN_FLIGHT = 64
+IN_FLIGHT = 128
 """Partial outputs that a thread loads together: registers."""
 
 

@@ -50,27 +50,16 @@ def attend(
     wide, wide_exists = lanes(dim)
     head = jnp.arange(max(DOT, power_of_two(group)), dtype=jnp.int32)[:, None]
 
-    def slots_of(i: jax.Array | int) -> jax.Array:
-        return (split + i * sizes.splits) * sizes.block + jnp.arange(sizes.block, dtype=jnp.int32)
-
-    def fetch(i: jax.Array | int, there: jax.Array | None) -> Tiles:
-        s, down = slots_of(i), channel.T
-        across = None if there is None else there[None, :]
-        mask = both(across, None if exists is None else exists.T)
+    def fetch(s: jax.Array, there: jax.Array) -> Tiles:
+        down = channel.T
+        mask = both(there[None, :], None if exists is None else exists.T)
         shape = (down.shape[0], sizes.block)
         return (
             load(keys.at[b, s[None, :], g, down], shape, mask),
             load(keys.at[b, s[None, :], g, half + down], shape, mask),
-            load(
-                values.at[b, s[:, None], g, wide],
-                (sizes.block, wide.shape[1]),
-                both(None if there is None else there[:, None], wide_exists),
-            ),
+            load(values.at[b, s[:, None], g, wide], (sizes.block, wide.shape[1]), both(there[:, None], wide_exists)),
         )
 
-    # The first block waits for nothing: what it holds that is not seen is dropped afterwards.
-    inside = sizes.splits * sizes.block <= sizes.slots
-    old = fetch(0, None if inside else slots_of(0) < sizes.slots)
     cos, sin = (load(table.at[b, channel], channel.shape, exists) for table in rotary)
 
     def turned(first: jax.Array, shape: tuple[int, ...], mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -100,19 +89,20 @@ def attend(
     acc = jnp.broadcast_to(jnp.where(first, v.astype(jnp.float32), 0.0), (head.shape[0], wide.shape[1]))
 
     def step(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        top, total, acc, old1, old2, old_v = carry
-        following = fetch(i + 1, sizes.seen(slots_of(i + 1), tokens))
-        mask = sizes.seen(slots_of(i), tokens)
+        top, total, acc = carry
+        slots = (split + i * sizes.splits) * sizes.block + jnp.arange(sizes.block, dtype=jnp.int32)
+        mask = sizes.seen(slots, tokens)
+        old1, old2, old_v = fetch(slots, mask)
         scores = jnp.where(mask[None, :], (product(q1, old1) + product(q2, old2)) * scale, -jnp.inf)
         higher = jnp.maximum(top, jnp.max(scores, axis=1))
         weights = jnp.exp2(scores - higher[:, None])
         fade = jnp.exp2(top - higher)
-        acc = acc * fade[:, None] + product(weights.astype(old_v.dtype), jnp.where(mask[:, None], old_v, 0))
-        return higher, total * fade + jnp.sum(weights, axis=1), acc, *following
+        acc = acc * fade[:, None] + product(weights.astype(old_v.dtype), old_v)
+        return higher, total * fade + jnp.sum(weights, axis=1), acc
 
     # Every splits-th block: shares differ by one block at most, whatever the length.
     steps = lax.div(sizes.blocks(tokens) + (sizes.splits - 1) - split, sizes.splits)
-    top, total, acc = lax.fori_loop(0, steps, step, (top, total, acc, *old))[:3]
+    top, total, acc = lax.fori_loop(0, steps, step, (top, total, acc))
 
     # A share in which nothing is seen: 0, of weight exp2(-inf).
     out = acc / jnp.maximum(total, 1e-30)[:, None]

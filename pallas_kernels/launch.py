@@ -17,6 +17,7 @@ def launch(
     warps: int,
     name: str,
     aliases: dict[int, int] | None = None,
+    stages: int = 1,
     interpret: bool = False,
 ) -> Any:
     """Run `kernel(*input_refs, *output_refs)`; whole arrays, no blocks: the kernels index them themselves.
@@ -29,6 +30,7 @@ def launch(
       warps: of 32 threads, a program.
       name: what a profiler shows.
       aliases: flat input index to flat output index, of arrays updated in place.
+      stages: iterations of a loop whose loads into matrix products are under way at once; they wait in shared memory.
       interpret: run on any device, as plain jax, to test.
     """
     flat, tree = jax.tree.flatten((inputs, out))
@@ -44,7 +46,7 @@ def launch(
         out_shape=flat[num_in:],
         grid=grid,
         input_output_aliases=aliases or {},
-        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
         name=name,
     )(*flat[:num_in])

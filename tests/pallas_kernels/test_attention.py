@@ -190,11 +190,9 @@ def test_splits_are_a_power_of_two_with_a_block_each(slots, kv_heads, batch):
 
 
 def test_default_sizes():
-    shapes = [(slots, context_block(slots, 128, "bfloat16", 4)) for slots in (512, 1024, 2048, 8192, 131072)]
-    assert [block for _, block in shapes] == [32, 32, 64, 64, 64]
-    assert [context_splits(slots, 8, 1, block) for slots, block in shapes] == [16, 32, 32, 32, 32]
-    assert [context_block(8192, dim, "bfloat16", 4) for dim in (16, 64, 80, 128, 256)] == [128, 128, 64, 64, 32]
-    assert [context_block(8192, dim, "float32", 4) for dim in (64, 128, 256)] == [32, 16, 16]
+    assert [context_splits(slots, 8, 1, 64) for slots in (16, 512, 1024, 2048, 8192, 131072)] == [1, 8, 8, 16, 32, 32]
+    assert [context_block(dim, "bfloat16") for dim in (16, 64, 80, 128, 256)] == [128, 128, 64, 64, 32]
+    assert [context_block(dim, "float32") for dim in (64, 128, 256)] == [64, 32, 16]
 
 
 SMALL = Case(4, 2, 16, 20, (3,))
