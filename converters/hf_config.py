@@ -92,6 +92,7 @@ def config_from_hf(fields: Mapping[str, Any], *, generation_config: Mapping[str,
         tie_embeddings=_bool(fields, "tie_word_embeddings", False),
         attention_bias=not is_mistral and _bool(fields, "attention_bias", False),
         mlp_bias=not is_mistral and _bool(fields, "mlp_bias", False),
+        hidden_act=fields.get("hidden_act", "silu"),
         bos_token_id=_int(fields, "bos_token_id", 1, nullable=True, least=0),
         eos_token_ids=tuple(dict.fromkeys(eos)),
         model_type=family,
@@ -134,7 +135,7 @@ def config_to_hf(config: ModelConfig, *, dtype: str = "float32") -> dict[str, An
         "head_dim": config.head_dim,
         "max_position_embeddings": config.max_position,
         "rms_norm_eps": config.norm_eps,
-        "hidden_act": "silu",
+        "hidden_act": config.hidden_act,
         **family,
         "rope_theta": config.rope.theta,
         "rope_scaling": None if config.rope.type == "default" else rope,
@@ -178,8 +179,6 @@ def _family(fields: Mapping[str, Any]) -> str:
 def _refuse_unsupported(fields: Mapping[str, Any]) -> None:
     """The options that transformers' Llama and Mistral obey and this library does not."""
     parse_quantization(fields)  # only for what it refuses
-    if (activation := fields.get("hidden_act", "silu")) != "silu":
-        raise UnsupportedModelError(f"hidden_act {activation!r} is not supported: expected 'silu'")
     kinds = sorted(set(map(str, fields.get("layer_types") or ())))
     if len(kinds) > 1:
         raise UnsupportedModelError(f"layer_types {', '.join(kinds)}: layers of more than one kind are not supported")

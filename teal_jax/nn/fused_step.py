@@ -116,8 +116,9 @@ def counting_step(
         note(rows, config.d_model, 2)
         matrices, biases = of(mlp, 4, 5)
         rows, counters = gate_up(
-            rows, matrices, counters, cut(6), biases=biases, tile=tiles.gate_up, interpret=interpret
-        )
+            rows, matrices, counters, cut(6),
+            biases=biases, activation=config.hidden_act, tile=tiles.gate_up, interpret=interpret,
+        )  # fmt: skip
         note(rows, config.d_mlp)
         matrices, biases = of(mlp, 6)
         h, counters = matvec(rows, matrices, counters, biases=biases, residual=h, tile=tiles.down, interpret=interpret)
