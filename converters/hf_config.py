@@ -14,6 +14,9 @@ from teal_jax.config import ModelConfig, RopeConfig
 from teal_jax.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 
 CONFIG_FILE = "config.json"
+GATES_FIELD = "activation_sparsity"
+"""Of `config.json`, ours; transformers keeps it and runs the model dense."""
+
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
@@ -55,6 +58,12 @@ def read_quantization(directory: str | Path) -> Quantization | None:
     """
     path = Path(directory) / CONFIG_FILE
     return parse_quantization(_read_json(path)) if path.is_file() else None
+
+
+def read_gates(directory: str | Path) -> Any:
+    """What `directory/config.json` says of activation sparsity, as `export_checkpoint` wrote it; None: nothing."""
+    path = Path(directory) / CONFIG_FILE
+    return _read_json(path).get(GATES_FIELD) if path.is_file() else None
 
 
 def config_from_hf(fields: Mapping[str, Any], *, generation_config: Mapping[str, Any] | None = None) -> ModelConfig:
