@@ -10,14 +10,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.checks import check_batch, check_cut, check_width
+from pallas_kernels.eight_bits import eight_bits
 from pallas_kernels.kept import Cut, KeptRows, kept_shapes, list_reference, write_lists
 from pallas_kernels.launch import launch, power_of_two, whole_lists
 from pallas_kernels.registers import begin
 from pallas_kernels.top_k import patterns, smallest_kept, top_k_mask, unused_bits
 
 
-@functools.partial(jax.jit, static_argnames=("width", "interpret"))
-def select_largest(x: jax.Array, cut: Cut, *, width: int = 256, interpret: bool = False) -> KeptRows:
+@functools.partial(jax.jit, static_argnames=("width", "int8", "interpret"))
+def select_largest(
+    x: jax.Array, cut: Cut, *, width: int = 256, int8: bool = False, interpret: bool = False
+) -> KeptRows:
     """The `count` channels of largest `scale_i |x_i|`, as lists of `width` neighbouring channels.
 
     Exactly `count` for each row of the batch, of equal ones the lower channels, a NaN before all others. Every program
@@ -27,6 +30,7 @@ def select_largest(x: jax.Array, cut: Cut, *, width: int = 256, interpret: bool 
       x: `[batch, d_in]`, batch at most 8.
       cut: int32 counts, 0 to d_in, in the place of thresholds.
       width: channels a list, a power of two.
+      int8: x is quantised first, by `eight_bits`.
       interpret: run as plain jax, on any device.
 
     Raises:
@@ -44,22 +48,30 @@ def select_largest(x: jax.Array, cut: Cut, *, width: int = 256, interpret: bool 
         first = which * width
         counts = cut.read()
 
-        def read(channels: jax.Array, exists: jax.Array | None) -> tuple[list[jax.Array], list[list[jax.Array]]]:
-            """x of every row, and by row the patterns for each segment, -1 where there is no channel."""
+        def read(channels: jax.Array, exists: jax.Array | None) -> list[jax.Array]:
+            """x of every row."""
             other = None if exists is None else 0.0
-            xs = [plgpu.load(x.at[b, channels], mask=exists, other=other).astype(jnp.float32) for b in range(batch)]
+            return [plgpu.load(x.at[b, channels], mask=exists, other=other).astype(jnp.float32) for b in range(batch)]
+
+        def score(xs: list[jax.Array], channels: jax.Array, exists: jax.Array | None) -> list[list[jax.Array]]:
+            """By row the patterns for each segment, -1 where there is no channel."""
             scales = cut.read_scales(channels, exists)
             found = []
             for row in xs:
                 bits = [patterns(row)] if scales is None else [patterns(row * scale) for scale in scales]
                 bits = bits if exists is None else [jnp.where(exists, each, -1) for each in bits]
                 found.append(bits * segments if scales is None else bits)
-            return xs, found
+            return found
 
         lane = jnp.arange(whole, dtype=jnp.int32)
         channels = first + jnp.arange(width, dtype=jnp.int32)
-        _, all_bits = read(lane, None if whole == d_in else lane < d_in)
-        xs, own_bits = read(channels, None if d_in % width == 0 else channels < d_in)
+        exists = None if whole == d_in else lane < d_in
+        valid = None if d_in % width == 0 else channels < d_in
+        rows, xs = read(lane, exists), read(channels, valid)
+        if int8:
+            tops = [jnp.max(jnp.abs(row)) for row in rows]
+            rows, xs = ([_coded(each, top, x.dtype) for each, top in zip(of, tops, strict=True)] for of in (rows, xs))
+        all_bits, own_bits = score(rows, lane, exists), score(xs, channels, valid)
         keeps: list[list[jax.Array]] = [[] for _ in range(segments)]
         for bits, own in zip(all_bits, own_bits, strict=True):
             lasts = smallest_kept(functools.partial(_at_least, bits), counts, unused)
@@ -75,6 +87,11 @@ def select_largest(x: jax.Array, cut: Cut, *, width: int = 256, interpret: bool 
     warps = 4 if whole <= 4096 else 8
     (rows,) = launch(kernel, (x, cut), out=(out,), grid=(lists,), warps=warps, name="top_k", interpret=interpret)
     return rows
+
+
+def _coded(x: jax.Array, largest: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """`eight_bits`, rounded to the dtype that x has outside the kernel."""
+    return eight_bits(x, largest).astype(dtype).astype(jnp.float32)
 
 
 def _at_least(bits: Sequence[jax.Array], lows: Sequence[jax.Array]) -> list[jax.Array]:
@@ -94,8 +111,10 @@ def _numbers(masks: Sequence[jax.Array]) -> list[jax.Array]:
     return counts
 
 
-def select_largest_reference(x: jax.Array, cut: Cut, *, width: int = 256) -> KeptRows:
+def select_largest_reference(x: jax.Array, cut: Cut, *, width: int = 256, int8: bool = False) -> KeptRows:
     """`select_largest` in plain jnp."""
-    x = x.astype(jnp.float32)
+    dtype, x = x.dtype, x.astype(jnp.float32)
+    if int8:
+        x = _coded(x, jnp.max(jnp.abs(x), axis=-1, keepdims=True), dtype)
     score = jnp.stack([x if cut.scales is None else x * cut.scales[s] for s in range(len(cut.projections))])
     return list_reference(x, top_k_mask(score, cut.values[:, None, None]), width)

@@ -7,6 +7,7 @@ from pallas_kernels.support import use_pallas
 from teal_jax.config import ModelConfig
 from teal_jax.nn.compensation import Biased
 from teal_jax.nn.gates import Dense, ModelGates, Threshold, TopK
+from teal_jax.nn.int8 import Int8
 from teal_jax.nn.straight_through import without_gradient
 
 MAX_HEAD_DIM = 256
@@ -28,11 +29,18 @@ def use_fused_step(
     reason = None
     if config.head_dim > MAX_HEAD_DIM:
         reason = f"they take head_dim <= {MAX_HEAD_DIM}, got {config.head_dim}"
-    elif not isinstance(_inner(gates), Dense | Threshold | TopK | None):
-        reason = f"they take Dense gates, Threshold, TopK, and Biased of those, got {type(_inner(gates)).__name__}"
+    elif not _taken(inner := _inner(gates)):
+        got = f"Int8 of {type(inner.gate).__name__}" if isinstance(inner, Int8) else type(inner).__name__
+        reason = f"they take Dense gates, Threshold, TopK, Int8 of TopK, and Biased of those, got {got}"
     elif quantization is not None:
         reason = f"they take no quantised weights, got {quantization}"
     return use_pallas(implementation, dtype, batch, reason)
+
+
+def _taken(gates: ModelGates | None) -> bool:
+    if isinstance(gates, Int8):
+        return isinstance(gates.gate, TopK)
+    return gates is None or isinstance(gates, Dense | Threshold | TopK)
 
 
 def _inner(gates: ModelGates | None) -> ModelGates | None:

@@ -92,7 +92,7 @@ def gates(batch, dtype):
 
 def largest(batch, dtype):
     counts = Cut(shape(32, 7, dtype=jnp.int32), shape(1, dtype=jnp.int32), (6,))
-    return functools.partial(select_largest, width=WIDTH), (shape(batch, D_MLP, dtype=dtype), counts), ()
+    return functools.partial(select_largest, width=WIDTH, int8=True), (shape(batch, D_MLP, dtype=dtype), counts), ()
 
 
 def dense(batch, dtype):

@@ -76,6 +76,16 @@ def test_scales_weigh_what_is_compared():
         check_listed(rows, segment, np.asarray(x, np.float32), largest(x, count, scales[segment]))
 
 
+def test_int8_is_compared_and_listed():
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 40)), jnp.bfloat16).at[1].set(0)
+    rows = select_largest(x, counts((7,)), width=16, int8=True, interpret=True)
+    assert same_bits(rows, select_largest_reference(x, counts((7,)), width=16, int8=True))
+    wide = np.asarray(x, np.float64)
+    top = np.abs(wide).max(axis=1, keepdims=True) + 1e-5
+    coded = np.asarray(jnp.asarray(np.round(127 * wide / top) * top / 127, jnp.bfloat16), np.float32)
+    check_listed(rows, 0, coded, largest(coded, 7))
+
+
 def test_arguments_that_do_not_fit():
     x = jnp.ones((1, 8))
     with pytest.raises(TypeError, match=r"expected int32 \[layers, projections\], got float32"):

@@ -172,13 +172,21 @@ def test_the_kernels_refuse_gates_that_they_do_not_take(monkeypatch):
     monkeypatch.setattr("pallas_kernels.support.why_not", lambda: None)
     plain = Threshold(jnp.zeros((2, 7)))
     top = TopK(jnp.zeros((2, 7), jnp.int32))
-    taken = (plain, dataclasses.replace(plain, scale=((), ())), Biased(plain, ((), ())), Dense(), top, Biased(top, ()))
+    taken = (
+        plain,
+        dataclasses.replace(plain, scale=((), ())),
+        Biased(plain, ((), ())),
+        Dense(),
+        top,
+        Int8(top),
+        Biased(top, ()),
+    )
     for gates in (*taken, *map(StraightThrough, taken)):
         assert use_fused_step(TINY, None, jnp.float32, 1, gates)
     blocks = BlockTopK(jnp.zeros((2, 7), jnp.int32), 8)
-    for gates in (blocks, Int8(top), StraightThrough(blocks), Biased(blocks, ((), ())), Gates(())):
+    for gates in (blocks, Int8(plain), StraightThrough(blocks), Biased(blocks, ((), ())), Gates(())):
         assert not use_fused_step(TINY, None, jnp.float32, 1, gates)
         with pytest.raises(
-            NotImplementedError, match="they take Dense gates, Threshold, TopK, and Biased of those, got "
+            NotImplementedError, match="they take Dense gates, Threshold, TopK, Int8 of TopK, and Biased of those, got "
         ):
             use_fused_step(TINY, "pallas", jnp.float32, 1, gates)
