@@ -95,12 +95,17 @@ def largest(batch, dtype):
     return functools.partial(select_largest, width=WIDTH, int8=True), (shape(batch, D_MLP, dtype=dtype), counts), ()
 
 
+def largest_of_blocks(batch, dtype):
+    f, (x, counts), donate = largest(batch, dtype)
+    return functools.partial(f, block=32), (x, counts), donate
+
+
 def dense(batch, dtype):
     x, weight = shape(batch, D, dtype=dtype), shape(D, D, dtype=dtype)
     return functools.partial(matvec, tile=tiles(batch, dense=True).o), (x, (weight,), counters()), (2,)
 
 
-KERNELS = (norm, qkv, attention, o, gates, dense, largest)
+KERNELS = (norm, qkv, attention, o, gates, dense, largest, largest_of_blocks)
 
 
 def check(target, kernel, batch=1, dtype=jnp.bfloat16, *, spills=False):
