@@ -15,6 +15,7 @@ from teal_jax.config import ModelConfig
 from teal_jax.decode.sampling import Sampler, needs_seen, sample
 from teal_jax.model import LanguageModel, Params, model_functions
 from teal_jax.nn.cache import KVCache
+from teal_jax.nn.gates import prompt_gates
 from teal_jax.nn.implementation import Implementation
 
 PREFILL_CHUNK = 512
@@ -26,6 +27,13 @@ CACHE_STEP = 256
 
 DECODE_CHUNK = 64
 """Most tokens that one call of the loop decodes."""
+
+
+ON_DEVICE = {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE"}
+"""XLA's options for the loop on a GPU: one CUDA graph holds it, its condition included.
+
+By default the host looks at the condition before every token, and the GPU waits for it.
+"""
 
 
 @jax.tree_util.register_dataclass
@@ -119,7 +127,8 @@ def decode_function(
         steps, state, tokens = lax.while_loop(unfinished, step, (jnp.int32(0), state, tokens))
         return state, tokens, steps
 
-    return jax.jit(chunk, donate_argnums=1)
+    options = ON_DEVICE if jax.default_backend() == "gpu" else None
+    return jax.jit(chunk, donate_argnums=1, compiler_options=options)
 
 
 def decode_chunk(lm: LanguageModel, state: DecodeState, n: int, sampler: Sampler) -> tuple[DecodeState, np.ndarray]:
@@ -159,7 +168,7 @@ def place_like(params: Params, tree: Any) -> Any:
 def prefill_rows(
     lm: LanguageModel, rows: Sequence[Sequence[int]], cache: KVCache, clock: Clock | None = None
 ) -> tuple[jax.Array, KVCache]:
-    """Append prompts of any lengths (each >= 1) to the cache, dense, in buckets.
+    """Append prompts of any lengths (each >= 1) to the cache, under `prompt_gates`, in buckets.
 
     Args:
       lm: the model.
@@ -171,8 +180,8 @@ def prefill_rows(
       Float32 logits `[batch, vocab]` after each row's last token, and the cache.
     """
     clock = clock or Clock()
-    # A prompt is dense under every plan: without the plan's gates all of them share one program.
-    function, params = prefill_function(lm.config), lm.dense().params
+    # Without gates that do not act on prompts, all plans share one program.
+    function, params = prefill_function(lm.config), lm.params | {"gates": prompt_gates(lm.params["gates"])}
     logits = jnp.zeros((len(rows), lm.config.vocab_size), jnp.float32)
     cache, logits = place_like(lm.params, (cache, logits))
     longest = max(map(len, rows))
