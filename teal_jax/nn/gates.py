@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import keep_mask
 from teal_jax.nn.compensation import Biased, Centred, LowRank, Rotated, only
+from teal_jax.nn.straight_through import StraightThrough
 
 
 @jax.tree_util.register_dataclass
@@ -183,11 +184,11 @@ class Gates:
         return Gates(tuple(tuple(gate.on(where) for gate in layer) for layer in self.layers))
 
 
-type Gate = Dense | Threshold | TopK | GateOutput | Soft | Biased | Centred | LowRank | Rotated
+type Gate = Dense | Threshold | TopK | GateOutput | Soft | StraightThrough | Biased | Centred | LowRank | Rotated
 """Of one projection; `Dense`, `Threshold`, `TopK` and `Biased` also hold those of a block or of a model."""
 
-type BlockGates = Dense | Threshold | TopK | Biased | tuple[Gate, ...]
+type BlockGates = Dense | Threshold | TopK | StraightThrough | Biased | tuple[Gate, ...]
 """Of the seven projections of a block."""
 
-type ModelGates = Dense | Threshold | TopK | Biased | Gates
+type ModelGates = Dense | Threshold | TopK | StraightThrough | Biased | Gates
 """Of a model."""

@@ -9,6 +9,7 @@ from pallas_kernels.reference import matmul
 from teal_jax.nn.compensation import Biased, Centred, LowRank, Rotated, only
 from teal_jax.nn.gates import Dense, Gate, GateOutput, Soft, Threshold, TopK
 from teal_jax.nn.quantized import QuantizedWeight, to_dense
+from teal_jax.nn.straight_through import StraightThrough
 
 
 def project(x: jax.Array, weight: jax.Array | QuantizedWeight, gate: Gate) -> jax.Array:
@@ -35,6 +36,8 @@ def project(x: jax.Array, weight: jax.Array | QuantizedWeight, gate: Gate) -> ja
             return matmul(jnp.where(gate.keep(x), x, 0), weight)
         case Soft():
             return matmul((x * gate.mask(x)).astype(x.dtype), weight)
+        case StraightThrough():
+            return matmul(gate.thin(x), weight)
         case Biased():
             return project(x, weight, gate.gate) + only(gate.where, gate.bias, 0.0).astype(x.dtype)
         case Centred():
