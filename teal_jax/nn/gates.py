@@ -11,7 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import keep_mask
+from pallas_kernels.top_k import top_k_mask, unused_bits
+from teal_jax.nn.block_top_k import BlockTopK
 from teal_jax.nn.compensation import Biased, Centred, LowRank, Rotated, only
+from teal_jax.nn.int8 import Int8
 from teal_jax.nn.straight_through import StraightThrough
 
 
@@ -93,11 +96,8 @@ class TopK:
 
     def keep(self, x: jax.Array) -> jax.Array:
         """The kept channels of x `[batch, seq, d_in]`, bool: exactly `count` a token, a NaN before all others."""
-        score = scores(x, self.scale)
-        score = jnp.where(jnp.isnan(score), jnp.inf, score)
-        # Sorted twice: an order's own order is the rank of each channel. Stable, so that ties go by index.
-        order = jnp.argsort(-score, axis=-1, stable=True)
-        kept = jnp.argsort(order, axis=-1) < self.count
+        unused = unused_bits(x.dtype) if self.scale is None else 0
+        kept = top_k_mask(scores(x, self.scale), self.count, unused)
         return kept if self.where is None else kept | ~self.where[..., None]
 
 
@@ -184,11 +184,24 @@ class Gates:
         return Gates(tuple(tuple(gate.on(where) for gate in layer) for layer in self.layers))
 
 
-type Gate = Dense | Threshold | TopK | GateOutput | Soft | StraightThrough | Biased | Centred | LowRank | Rotated
-"""Of one projection; `Dense`, `Threshold`, `TopK` and `Biased` also hold those of a block or of a model."""
+type Gate = (
+    Dense
+    | Threshold
+    | TopK
+    | BlockTopK
+    | GateOutput
+    | Soft
+    | Biased
+    | Centred
+    | LowRank
+    | Rotated
+    | Int8
+    | StraightThrough
+)
+"""Of one projection; those that have `__getitem__` also hold those of a block or of a model."""
 
-type BlockGates = Dense | Threshold | TopK | StraightThrough | Biased | tuple[Gate, ...]
+type BlockGates = Dense | Threshold | TopK | BlockTopK | Biased | Int8 | StraightThrough | tuple[Gate, ...]
 """Of the seven projections of a block."""
 
-type ModelGates = Dense | Threshold | TopK | StraightThrough | Biased | Gates
+type ModelGates = Dense | Threshold | TopK | BlockTopK | Biased | Int8 | StraightThrough | Gates
 """Of a model."""

@@ -6,10 +6,12 @@ from flax import nnx
 
 from pallas_kernels import masked_matmul
 from pallas_kernels.reference import matmul
+from teal_jax.nn.block_top_k import BlockTopK
 from teal_jax.nn.compensation import Biased, Centred, LowRank, Rotated, only
 from teal_jax.nn.gates import Dense, Gate, GateOutput, Soft, Threshold, TopK
+from teal_jax.nn.int8 import Int8
 from teal_jax.nn.quantized import QuantizedWeight, to_dense
-from teal_jax.nn.straight_through import StraightThrough
+from teal_jax.nn.straight_through import StraightThrough, passed
 
 
 def project(x: jax.Array, weight: jax.Array | QuantizedWeight, gate: Gate) -> jax.Array:
@@ -32,12 +34,12 @@ def project(x: jax.Array, weight: jax.Array | QuantizedWeight, gate: Gate) -> ja
             return matmul(x, weight)
         case Threshold(scale=None):
             return masked_matmul(x, weight, gate.per_token())
-        case Threshold() | TopK():
-            return matmul(jnp.where(gate.keep(x), x, 0), weight)
+        case StraightThrough(gate=Biased()):
+            return project(x, weight, gate.inside())
+        case Threshold() | TopK() | BlockTopK() | Int8() | Rotated() | StraightThrough():
+            return matmul(thin(x, gate), weight)
         case Soft():
             return matmul((x * gate.mask(x)).astype(x.dtype), weight)
-        case StraightThrough():
-            return matmul(gate.thin(x), weight)
         case Biased():
             return project(x, weight, gate.gate) + only(gate.where, gate.bias, 0.0).astype(x.dtype)
         case Centred():
@@ -45,9 +47,23 @@ def project(x: jax.Array, weight: jax.Array | QuantizedWeight, gate: Gate) -> ja
             return only(gate.where, moved, matmul(x, weight)) if gate.where is not None else moved
         case LowRank():
             return project(x, weight, gate.gate) + gate.remainder(x)
-        case Rotated():
-            return matmul(only(gate.where, gate.thin(x), x), weight)
     raise TypeError(f"gate must be one of teal_jax.nn.gates or teal_jax.nn.compensation, got {type(gate).__name__}")
+
+
+def thin(x: jax.Array, gate: Gate) -> jax.Array:
+    """What `gate` leaves of x `[..., d_in]`, in its dtype; raises `TypeError` for a gate that does more than that."""
+    match gate:
+        case Dense():
+            return x
+        case Threshold() | TopK() | BlockTopK():
+            return jnp.where(gate.keep(x), x, 0)
+        case Int8():
+            return thin(gate.quantised(x), gate.gate)
+        case Rotated():
+            return only(gate.where, gate.thin(x), x)
+        case StraightThrough():
+            return passed(x, thin(x, gate.gate))
+    raise TypeError(f"a gate that only thins its input was expected, got {type(gate).__name__}")
 
 
 class Projection(nnx.Module):
