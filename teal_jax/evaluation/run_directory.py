@@ -39,11 +39,11 @@ class RunDirectory:
             write_json(file, self.configuration)
 
     def _check(self, there: Any) -> None:
-        differences = list(differences(there, self.configuration))
-        if differences:
-            more = f" and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+        found = list(differences(there, self.configuration))
+        if found:
+            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             raise ArtifactError(
-                f"{self.path} holds a sweep with another configuration: {'; '.join(differences[:_SHOWN])}{more}",
+                f"{self.path} holds a sweep with another configuration: {'; '.join(found[:_SHOWN])}{more}",
                 hint="repeat that command to go on with it, or name another directory with --out",
             )
 

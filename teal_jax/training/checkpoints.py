@@ -18,10 +18,11 @@ class Checkpoints:
 
         context = ocp.Context()
         context.array.saving.use_compression = False  # weights hardly compress
+        newest: Any = ocp.training.preservation_policies.LatestN(keep)
         self._checkpointer = ocp.training.Checkpointer(
-            directory.resolve(),  # orbax takes a relative path and fails later, in a thread
+            str(directory.resolve()),  # orbax takes a relative path and fails later, in a thread
             context=context,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            preservation_policy=newest,
             cleanup_tmp_directories=True,
         )
 
@@ -34,8 +35,12 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """Updates that the newest checkpoint has seen; None where there is none."""
-        found = self._checkpointer.latest
-        return None if found is None else found.step
+        return self.before(None)
+
+    def before(self, step: int | None) -> int | None:
+        """The newest checkpoint of fewer updates than `step` (None: of any); None where there is none."""
+        found = [one.step for one in self._checkpointer.checkpoints if step is None or one.step < step]
+        return max(found, default=None)
 
     def save(self, step: int, state: State) -> None:
         """Write `state`; returns when it is complete.
@@ -50,18 +55,18 @@ class Checkpoints:
                 f"cannot write the checkpoint of step {step}: {_line(error)}", hint="older ones are as they were"
             ) from error
 
-    def load(self, like: Any, shardings: Any) -> State:
-        """The newest state, of the structure of `like` (shapes), laid out by `shardings`.
+    def load(self, step: int, like: Any, shardings: Any) -> State:
+        """The state after `step` updates, of the structure of `like` (shapes), laid out by `shardings`.
 
         Raises:
           TrainingError: it cannot be read, or holds another structure.
         """
         target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, shardings)
         try:
-            flat = self._checkpointer.load(None, _flat(target))
+            flat = self._checkpointer.load(step, _flat(target))
         except Exception as error:
             raise TrainingError(
-                f"the checkpoint of step {self.latest} cannot be read: {_line(error)}",
+                f"the checkpoint of step {step} cannot be read: {_line(error)}",
                 hint="remove its folder to go on from the one before",
             ) from error
         return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in _flat(like)])

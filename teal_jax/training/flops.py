@@ -13,7 +13,7 @@ PEAKS = {
     "L4": 121e12,
     "L40S": 362e12,
 }
-"""Dense bfloat16 products with float32 sums, operations a second, by NVIDIA's data sheets; the longest name that fits."""
+"""Dense bfloat16 products with float32 sums, operations a second, by NVIDIA's data sheets."""
 
 
 def peak_flops(device: Any) -> float | None:

@@ -101,7 +101,7 @@ def _pair(line: str, place: str) -> tuple[str, str]:
         value: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{place} is not JSON: {error}") from error
-    pair = (value.get("prompt"), value.get("answer")) if isinstance(value, dict) else (None, None)
-    if not all(isinstance(part, str) for part in pair):
+    prompt, answer = (value.get("prompt"), value.get("answer")) if isinstance(value, dict) else (None, None)
+    if not isinstance(prompt, str) or not isinstance(answer, str):
         raise DataError(f'{place}: expected an object with "prompt" and "answer", got {line.strip()[:60]}')
-    return pair  # ty: ignore[invalid-return-type]
+    return prompt, answer

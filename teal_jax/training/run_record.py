@@ -3,6 +3,7 @@
 run.json     configuration: model, start weights, settings, plan, tokens
 log.csv      step, loss and what else was measured
 checkpoints/ state, by step
+loss.png     the losses
 model/       the trained model, an artifact
 """
 
@@ -20,7 +21,20 @@ from teal_jax.training.settings import TrainSettings
 from teal_jax.training.token_file import TokenFile
 
 RECORD, LOG, CHECKPOINTS, MODEL, PLOT = "run.json", "log.csv", "checkpoints", "model", "loss.png"
-COLUMNS = ("step", "tokens", "loss", "entropy", "divergence", "sparsity", "gradient_norm", "learning_rate", "seconds")
+TOKENS = "data.tokens"
+COLUMNS = (
+    "step",
+    "tokens",
+    "loss",
+    "entropy",
+    "divergence",
+    "sparsity",
+    "gradient_norm",
+    "learning_rate",
+    "seconds",
+    "tokens_per_second",
+    "share_of_peak",
+)
 _SHOWN = 3
 """Differences that a refusal names."""
 
@@ -68,7 +82,7 @@ def check_new(directory: Path) -> None:
 
 
 def _ours(path: Path) -> bool:
-    return path.name.startswith("data.tokens")
+    return path.name.startswith(TOKENS)
 
 
 class Log:

@@ -26,6 +26,7 @@ class TrainSettings:
       clip: largest global norm of the gradient; None does not clip.
       accumulate: parts that a step's rows are read in, one after another; the update is that of the whole batch.
       dtype: of products and activations. Master weights and optimizer state are float32.
+      bitnet: the projections are BitNet b1.58's, of three values; gradients pass to the float32 ones.
       remat: the backward pass computes each block again in place of keeping its activations.
       distil: weight in [0, 1] of KL(dense start model || model), beside the loss on the tokens, which has the rest.
       hold_sparsity: with a plan of thresholds, each moves after every step towards its share of dropped channels; see
@@ -46,6 +47,7 @@ class TrainSettings:
     clip: float | None = 1.0
     accumulate: int = 1
     dtype: str = "bfloat16"
+    bitnet: bool = False
     remat: bool = False
     distil: float = 0.0
     hold_sparsity: bool = True

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from teal_jax.config import ModelConfig
 from teal_jax.model import abstract_decoder
+from teal_jax.nn.bitnet import ternary_weights
 from teal_jax.nn.gates import Dense
 from teal_jax.training.devices import rows_sharding, shardings
 from teal_jax.training.settings import TrainSettings, make_optimizer
@@ -56,18 +57,13 @@ class Losses:
     config: ModelConfig
     settings: TrainSettings
 
-    @property
-    def dtype(self) -> jnp.dtype:
-        """Of products and activations."""
-        return jnp.dtype(self.settings.dtype)
-
     def __call__(self, weights: Any, inputs: Inputs, tokens: jax.Array, scored: jax.Array) -> tuple[jax.Array, Any]:
         """The summed loss, float32, and the parts of it: cross entropy, divergence, dropped shares `[layers, 7]`.
 
         weights are the master ones; tokens int32 `[rows, seq_len + 1]`, scored bool `[rows, seq_len]`.
         """
         settings = self.settings
-        weights = cast(weights, self.dtype)
+        weights = computed_weights(weights, settings)
         x, dropped = self._hidden(weights, inputs.gates, tokens)
 
         def head(x: jax.Array, weights: Any, taught: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -96,6 +92,11 @@ class Losses:
         observe = None if isinstance(gates, Dense) else dropped_shares
         x, dropped = self._model(weights).hidden(tokens[:, :-1], gates, observe=observe, remat=self.settings.remat)
         return x, jax.lax.stop_gradient(jnp.stack(dropped)) if dropped else None
+
+
+def computed_weights(weights: Any, settings: TrainSettings) -> Any:
+    """What is multiplied with, from the master weights: of three values if asked for, in the compute dtype."""
+    return cast(ternary_weights(weights) if settings.bitnet else weights, settings.dtype)
 
 
 def cast(weights: Any, dtype: jax.typing.DTypeLike) -> Any:
@@ -162,7 +163,7 @@ def make_program(config: ModelConfig, settings: TrainSettings, mesh: Mesh, shard
             dropped = parts["dropped"] / settings.accumulate
             sizes = jnp.asarray(config.projection_sizes, jnp.float32)
             metrics["sparsity"] = jnp.sum(dropped.mean(axis=0) * sizes) / jnp.sum(sizes)
-            if thresholds is not None:
+            if thresholds is not None and inputs.target is not None:
                 new["thresholds"] = moved(thresholds, dropped, inputs.target)
         # The state goes out as it came in: without this, XLA chooses where it lies.
         return jax.lax.with_sharding_constraint(new, shardings(mesh, new, sharded=sharded)), metrics

@@ -1,6 +1,6 @@
 """The token file: a header line of JSON, then the tokens as they are memory-mapped, then where the examples lie.
 
-TEAL TOKENS {"version": 1, ...}\\n   padded with spaces to 1024 bytes
+TEAL TOKENS {"version": 1, ...}     one line, padded with spaces to 1024 bytes
 uint16 or uint32 [num_tokens]       documents one after another
 int64 [num_examples, 2]             of prompt/answer pairs: where each begins, and where its answer does
 """
