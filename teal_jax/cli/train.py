@@ -134,7 +134,7 @@ def command(
             batch=batch,
             seq_len=min(512, lm.config.max_position) if seq_len is None else seq_len,
             learning_rate=lr,
-            warmup=steps // 50 if warmup is None else warmup,
+            warmup=warmup,
             schedule=schedule.value,
             final_rate=final_rate,
             weight_decay=weight_decay,

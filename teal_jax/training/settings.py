@@ -20,7 +20,8 @@ class TrainSettings:
       steps: updates in all, >= 1.
       batch: rows of a step, over all devices and accumulated parts.
       seq_len: tokens of a row that are predicted.
-      learning_rate: the peak; reached after `warmup` steps, then along `schedule` to `final_rate` of it.
+      learning_rate: the peak.
+      warmup: steps up to it; None: a fiftieth of all. After it along `schedule` down to `final_rate` of the peak.
       weight_decay: of AdamW, on matrices; vectors (norms, biases) do not decay.
       beta1, beta2: of AdamW.
       clip: largest global norm of the gradient; None does not clip.
@@ -38,7 +39,7 @@ class TrainSettings:
     batch: int = 32
     seq_len: int = 512
     learning_rate: float = 3e-4
-    warmup: int = 20
+    warmup: int | None = None
     schedule: str = "cosine"
     final_rate: float = 0.1
     weight_decay: float = 0.1
@@ -68,7 +69,9 @@ class TrainSettings:
                 f"learning_rate and clip must be > 0 and weight_decay >= 0, got {self.learning_rate}, {self.clip} and "
                 f"{self.weight_decay}"
             )
-        if not 0 <= self.warmup < self.steps + 1:
+        if self.warmup is None:
+            object.__setattr__(self, "warmup", self.steps // 50)
+        if not 0 <= self.warmup_steps <= self.steps:
             raise TrainingError(f"warmup must lie in [0, steps], got {self.warmup} of {self.steps} steps")
         if self.schedule not in SCHEDULES:
             raise TrainingError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
@@ -79,6 +82,11 @@ class TrainSettings:
                 f"batch must be a multiple of accumulate, got {self.batch} rows in {self.accumulate} parts"
             )
 
+    @property
+    def warmup_steps(self) -> int:
+        """`warmup`, which is never None once made."""
+        return self.warmup or 0
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
         return dataclasses.asdict(self)
@@ -87,15 +95,19 @@ class TrainSettings:
 def learning_rates(settings: TrainSettings) -> optax.Schedule:
     """The learning rate of each step, counted from 0: step `warmup` has the peak, the last one nearly the end value."""
     peak, end = settings.learning_rate, settings.learning_rate * settings.final_rate
-    rest = max(1, settings.steps - settings.warmup)
+    rest = max(1, settings.steps - settings.warmup_steps)
     after = {
         "cosine": optax.cosine_decay_schedule(peak, rest, settings.final_rate),
         "linear": optax.linear_schedule(peak, end, rest),
         "constant": optax.constant_schedule(peak),
     }[settings.schedule]
     # One step in already, so that the first update is not nothing.
-    warm = optax.linear_schedule(peak / (settings.warmup + 1), peak, settings.warmup) if settings.warmup else after
-    return optax.join_schedules([warm, after], [settings.warmup])
+    warm = (
+        optax.linear_schedule(peak / (settings.warmup_steps + 1), peak, settings.warmup_steps)
+        if settings.warmup_steps
+        else after
+    )
+    return optax.join_schedules([warm, after], [settings.warmup_steps])
 
 
 def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:

@@ -157,7 +157,7 @@ def make_program(config: ModelConfig, settings: TrainSettings, mesh: Mesh, shard
             "loss": total / count,
             "entropy": parts["entropy"] / count,
             "divergence": parts["divergence"] / count,
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": optax.tree.norm(gradient),
         }
         if parts["dropped"] is not None:
             dropped = parts["dropped"] / settings.accumulate

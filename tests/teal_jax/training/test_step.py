@@ -1,0 +1,89 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from teal_jax.training.devices import make_mesh
+from teal_jax.training.sparsity import top_k_plan, training_gates
+from teal_jax.training.step import Inputs, Losses, make_program, place_rows
+from tests.teal_jax.training.tiny import CONFIG, SETTINGS, model
+
+PLAN = top_k_plan(CONFIG, 0.5)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    generator = np.random.default_rng(1)
+    scored = generator.random((8, 8)) < 0.7
+    return generator.integers(0, 64, (8, 9)).astype(np.int32), scored
+
+
+def gates():
+    return training_gates(PLAN, CONFIG, model().params["weights"])
+
+
+def log_softmax(x):
+    x = np.asarray(x, np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def test_loss_against_float64(rows):
+    tokens, scored = rows
+    weights = model().params["weights"]
+    settings = dataclasses.replace(SETTINGS, distil=0.25)
+    loss = jax.jit(Losses(CONFIG, settings))
+    total, parts = loss(weights, Inputs(gates(), None, weights), tokens, scored)
+    dense, sparse = (log_softmax(lm.logits(tokens[:, :-1])) for lm in (model(), model().sparsify(PLAN)))
+    entropy = -np.take_along_axis(sparse, tokens[:, 1:, None], 2)[..., 0][scored].sum()
+    divergence = (np.exp(dense) * (dense - sparse)).sum(axis=-1)[scored].sum()
+    assert divergence > 0
+    np.testing.assert_allclose(parts["entropy"], entropy, rtol=1e-5)
+    np.testing.assert_allclose(parts["divergence"], divergence, rtol=1e-5)
+    np.testing.assert_allclose(total, 0.75 * entropy + 0.25 * divergence, rtol=1e-5)
+    np.testing.assert_allclose(parts["dropped"], PLAN.sparsity, atol=1e-6)
+
+
+def run(settings, rows):
+    mesh = make_mesh(1)
+    program = make_program(CONFIG, settings, mesh, False)
+    state = program.start(model().params["weights"], None)
+    return program.step(state, Inputs(gates()), *place_rows(mesh, settings.accumulate, *rows))
+
+
+@pytest.fixture(scope="module")
+def whole(rows):
+    return run(SETTINGS, rows)
+
+
+def test_first_update_against_adamw_by_hand(whole):
+    # Adam's first step is its rate along the sign of the gradient, so that what is left is the decay, of matrices only.
+    state, metrics = whole
+    rate = SETTINGS.learning_rate / 3
+    for before, after in zip(
+        jax.tree.leaves(model().params["weights"]), jax.tree.leaves(state["weights"]), strict=True
+    ):
+        decay = SETTINGS.weight_decay if before.ndim >= 2 else 0.0
+        step = (np.asarray(after, np.float64) - np.asarray(before, np.float64)) / rate + decay * np.asarray(before)
+        # Of an embedding row that was not read there is no gradient.
+        moved = np.abs(step) > 0.5
+        assert moved.mean() > 0.6
+        np.testing.assert_allclose(np.abs(step[moved]), 1, atol=2e-3)
+    assert int(state["step"]) == 1
+    assert float(metrics["sparsity"]) == pytest.approx(PLAN.target, abs=1e-6)
+
+
+def test_accumulating_and_computing_again_change_nothing(whole, rows):
+    state, metrics = run(dataclasses.replace(SETTINGS, accumulate=2, remat=True), rows)
+    np.testing.assert_allclose(metrics["loss"], whole[1]["loss"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["gradient_norm"], whole[1]["gradient_norm"], rtol=1e-5)
+    # Of the optimizer, not of the weights: a gradient near 0 has a sign only.
+    first, second = (jax.tree.leaves(one["optimizer"]) for one in (whole[0], state))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 * max(1e-3, float(jnp.abs(a).max())) + 1e-9, rtol=1e-3)
+
+
+def test_the_start_model_is_not_donated(whole):
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(model().params["weights"]))
