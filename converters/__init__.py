@@ -12,6 +12,7 @@ from converters.grouped import GroupedWeight as GroupedWeight
 from converters.hf_config import config_from_hf as config_from_hf
 from converters.hf_config import config_to_hf as config_to_hf
 from converters.hf_config import read_config as read_config
+from converters.hf_config import read_gates as read_gates
 from converters.hf_config import read_quantization as read_quantization
 from converters.keys import TensorKey as TensorKey
 from converters.keys import tensor_keys as tensor_keys
@@ -32,6 +33,7 @@ __all__ = [
     "config_to_hf",
     "export_checkpoint",
     "read_config",
+    "read_gates",
     "read_params",
     "read_quantization",
     "regroup_int4",

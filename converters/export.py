@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from converters.hf_config import CONFIG_FILE, config_to_hf
+from converters.hf_config import CONFIG_FILE, GATES_FIELD, config_to_hf
 from converters.keys import TensorKey, check_shapes, leaves, tensor_keys
 from converters.reader import DTYPES, ProgressBar
 from converters.shards import INDEX_FILE, WEIGHTS_FILE
@@ -36,6 +36,7 @@ def export_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
     copy_files: Iterable[str | Path] = (),
+    gates: Mapping[str, Any] | None = None,
     progress: ProgressBar | None = None,
 ) -> Path:
     """Write `config.json` and safetensors in HuggingFace's layout; every tensor keeps its dtype and its bits.
@@ -48,6 +49,7 @@ def export_checkpoint(
         tensor has a file of its own).
       overwrite: replace the directory; only if it holds a checkpoint, so that a mistyped path costs nothing.
       copy_files: more files to go along, such as the tokenizer's.
+      gates: a sparsity plan as JSON-ready values, for `config.json`.
       progress: told of every tensor.
 
     Returns:
@@ -61,6 +63,8 @@ def export_checkpoint(
     tensors = _tensors(params, config)
     shards = _split(tensors, max_shard_bytes)
     hf_config = config_to_hf(config, dtype=_main_dtype(tensors))
+    if gates is not None:
+        hf_config[GATES_FIELD] = dict(gates)
     _check_target(directory, overwrite=overwrite)
     sources = [Path(source) for source in copy_files]
     if absent := [str(source) for source in sources if not source.is_file()]:

@@ -14,6 +14,9 @@ from teal_jax.config import ModelConfig, RopeConfig
 from teal_jax.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 
 CONFIG_FILE = "config.json"
+GATES_FIELD = "activation_sparsity"
+"""Of `config.json`, ours; transformers keeps it and runs the model dense."""
+
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
@@ -57,6 +60,12 @@ def read_quantization(directory: str | Path) -> Quantization | None:
     return parse_quantization(_read_json(path)) if path.is_file() else None
 
 
+def read_gates(directory: str | Path) -> Any:
+    """What `directory/config.json` says of activation sparsity, as `export_checkpoint` wrote it; None: nothing."""
+    path = Path(directory) / CONFIG_FILE
+    return _read_json(path).get(GATES_FIELD) if path.is_file() else None
+
+
 def config_from_hf(fields: Mapping[str, Any], *, generation_config: Mapping[str, Any] | None = None) -> ModelConfig:
     """The model that the parsed `config.json` describes; raises `UnsupportedModelError` as `read_config` does."""
     family = _family(fields)
@@ -92,6 +101,7 @@ def config_from_hf(fields: Mapping[str, Any], *, generation_config: Mapping[str,
         tie_embeddings=_bool(fields, "tie_word_embeddings", False),
         attention_bias=not is_mistral and _bool(fields, "attention_bias", False),
         mlp_bias=not is_mistral and _bool(fields, "mlp_bias", False),
+        hidden_act=fields.get("hidden_act", "silu"),
         bos_token_id=_int(fields, "bos_token_id", 1, nullable=True, least=0),
         eos_token_ids=tuple(dict.fromkeys(eos)),
         model_type=family,
@@ -134,7 +144,7 @@ def config_to_hf(config: ModelConfig, *, dtype: str = "float32") -> dict[str, An
         "head_dim": config.head_dim,
         "max_position_embeddings": config.max_position,
         "rms_norm_eps": config.norm_eps,
-        "hidden_act": "silu",
+        "hidden_act": config.hidden_act,
         **family,
         "rope_theta": config.rope.theta,
         "rope_scaling": None if config.rope.type == "default" else rope,
@@ -178,8 +188,6 @@ def _family(fields: Mapping[str, Any]) -> str:
 def _refuse_unsupported(fields: Mapping[str, Any]) -> None:
     """The options that transformers' Llama and Mistral obey and this library does not."""
     parse_quantization(fields)  # only for what it refuses
-    if (activation := fields.get("hidden_act", "silu")) != "silu":
-        raise UnsupportedModelError(f"hidden_act {activation!r} is not supported: expected 'silu'")
     kinds = sorted(set(map(str, fields.get("layer_types") or ())))
     if len(kinds) > 1:
         raise UnsupportedModelError(f"layer_types {', '.join(kinds)}: layers of more than one kind are not supported")

@@ -29,13 +29,16 @@ def check_width(width: int) -> None:
         raise ValueError(f"width: expected a power of two, got {width}")
 
 
-def check_cut(cut: Cut | None, d_in: int, segments: int | None = None) -> None:
-    """Raise unless `cut` has float32 thresholds `[layers, projections]`, `segments` of them picked; scales `[d_in]`."""
+def check_cut(
+    cut: Cut | None, d_in: int, segments: int | None = None, dtype: jax.typing.DTypeLike = jnp.float32
+) -> None:
+    """Raise unless `cut` has thresholds `[layers, projections]` of `dtype`, `segments` picked; scales `[d_in]`."""
     if cut is None:
         return
     shape = cut.thresholds.shape
-    if len(shape) != 2 or cut.thresholds.dtype != jnp.float32:
-        raise TypeError(f"thresholds: expected float32 [layers, projections], got {cut.thresholds.dtype} {shape}")
+    if len(shape) != 2 or cut.thresholds.dtype != dtype:
+        expected = f"{jnp.dtype(dtype).name} [layers, projections]"
+        raise TypeError(f"thresholds: expected {expected}, got {cut.thresholds.dtype} {shape}")
     expect("layer", cut.layer, (1,), jnp.int32)
     if not cut.projections:
         raise ValueError("thresholds: expected at least one, got none")

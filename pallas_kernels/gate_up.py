@@ -1,4 +1,4 @@
-"""The gate and up projections, `silu(gate) * up`, and the kept rows of that: the input of down."""
+"""The gate and up projections, `act(gate) * up`, and the kept rows of that: the input of down."""
 
 import functools
 from typing import Any
@@ -17,13 +17,15 @@ from pallas_kernels.split import add_partials, last_to_finish, tile_columns
 from pallas_kernels.tiles import Tile
 
 
-def gate_and_up(gate: jax.Array, up: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """`silu(gate) * up` of float32 sums, rounded to `dtype` where the model rounds: gate, up and the product."""
+def gate_and_up(gate: jax.Array, up: jax.Array, dtype: jax.typing.DTypeLike, activation: str = "silu") -> jax.Array:
+    """`act(gate) * up` of float32 sums, rounded to `dtype` where the model rounds: gate, up and the product."""
     gate, up = gate.astype(dtype).astype(jnp.float32), up.astype(dtype).astype(jnp.float32)
+    if activation == "relu2":
+        return (jnp.maximum(gate, 0) * jnp.maximum(gate, 0) * up).astype(dtype)
     return (gate / (1 + jnp.exp(-gate)) * up).astype(dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("tile", "interpret"))
+@functools.partial(jax.jit, static_argnames=("tile", "activation", "interpret"))
 def gate_up(
     rows: Rows,
     weights: tuple[jax.Array, jax.Array],
@@ -32,9 +34,10 @@ def gate_up(
     *,
     tile: Tile,
     biases: tuple[jax.Array, jax.Array] | None = None,
+    activation: str = "silu",
     interpret: bool = False,
 ) -> tuple[Rows, jax.Array]:
-    """`x = silu(W_gate^T x) * (W_up^T x)` over kept rows, and the channels of it that `cut` keeps.
+    """`x = act(W_gate^T x) * (W_up^T x)` over kept rows, and the channels of it that `cut` keeps.
 
     Args:
       rows: as for `matvec`, two segments: gate and up.
@@ -43,6 +46,7 @@ def gate_up(
       cut: one threshold, of down; None: dense.
       tile: how the work is cut; a list of the result has `tile.columns` channels.
       biases: `[d_mlp]` each.
+      activation: `"silu"` or `"relu2"`, `max(x, 0) ** 2`.
       interpret: run as plain jax, on any device.
 
     Returns:
@@ -89,7 +93,7 @@ def gate_up(
                         y + plgpu.load(bias.at[cols], mask=exists).astype(jnp.float32)
                         for y, bias in zip(both, biases, strict=True)
                     ]
-                x = gate_and_up(*both, dtype)
+                x = gate_and_up(*both, dtype, activation)
                 if cut is None:
                     plgpu.store(out.at[b, cols], x, mask=exists)
                 xs.append(x.astype(jnp.float32))
@@ -125,8 +129,9 @@ def gate_up_reference(
     *,
     width: int,
     biases: tuple[jax.Array, jax.Array] | None = None,
+    activation: str = "silu",
 ) -> Rows:
     """`gate_up` in plain jnp; `width` is the columns of its tile."""
     both = matvec_reference(rows, weights, biases=biases, out_dtype=jnp.float32)
-    x = gate_and_up(*jnp.split(both, 2, axis=-1), weights[0].dtype)
+    x = gate_and_up(*jnp.split(both, 2, axis=-1), weights[0].dtype, activation)
     return x if cut is None else select_reference(x, cut.values, width, cut.scales)

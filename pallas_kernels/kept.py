@@ -103,10 +103,6 @@ def write_kept(
 ) -> None:
     """Inside a kernel: write list `which` of every segment, of the channels `first + 0..width`.
 
-    Positions are a permutation, kept channels from the front, the others from the back: every entry is written
-    once, without a masked scatter, and none waits for the count. Running counts of several segments share one
-    integer, since counting takes barriers and adding does not.
-
     Args:
       rows: a `KeptRows` of refs.
       which: int32 scalar, the list.
@@ -116,25 +112,39 @@ def write_kept(
       valid: bool `[width]`, channels that exist; None: all.
       scales: float32 `[width]` for each segment, of x before it is compared; None: 1.
     """
+    keeps = []
+    for segment, threshold in enumerate(thresholds):
+        scale = 1 if scales is None else scales[segment]
+        keep = [keep_mask(x * scale, threshold) for x in xs]
+        keeps.append(keep if valid is None else [k & valid for k in keep])
+    write_lists(rows, which, first, xs, keeps)
+
+
+def write_lists(
+    rows: Any, which: jax.Array, first: jax.Array, xs: Sequence[jax.Array], keeps: Sequence[Sequence[jax.Array]]
+) -> None:
+    """Inside a kernel: `write_kept` of the channels that `keeps` says: bool `[width]` by segment and batch row.
+
+    Positions are a permutation, kept channels from the front, the others from the back: every entry is written
+    once, without a masked scatter, and none waits for the count. Running counts of several segments share one
+    integer, since counting takes barriers and adding does not.
+    """
     width = xs[0].shape[0]
     bits = width.bit_length()
     together = 31 // bits
     lane = jnp.arange(width, dtype=jnp.int32)
-    for start in range(0, len(thresholds), together):
-        keeps, packed = [], jnp.zeros((width,), jnp.int32)
-        for i, threshold in enumerate(thresholds[start : start + together]):
-            scale = 1 if scales is None else scales[start + i]
-            keep = [keep_mask(x * scale, threshold) for x in xs]
-            keeps.append(keep if valid is None else [k & valid for k in keep])
-            keep = keeps[-1]
-            packed += functools.reduce(jnp.logical_or, keep).astype(jnp.int32) << (i * bits)
+    for start in range(0, len(keeps), together):
+        unions = [functools.reduce(jnp.logical_or, keep) for keep in keeps[start : start + together]]
+        packed = jnp.zeros((width,), jnp.int32)
+        for i, union in enumerate(unions):
+            packed += union.astype(jnp.int32) << (i * bits)
         ranks, counts = jnp.cumsum(packed), jnp.sum(packed)
-        for i, keep in enumerate(keeps):
-            segment, union = start + i, functools.reduce(jnp.logical_or, keep)
+        for i, union in enumerate(unions):
+            segment = start + i
             rank, count = ((n >> (i * bits)) & ((1 << bits) - 1) for n in (ranks, counts))
             position = jnp.where(union, rank, width - lane + rank) - 1
             plgpu.store(rows.index.at[segment, which, position], first + lane)
-            for b, (x, kept) in enumerate(zip(xs, keep, strict=True)):
+            for b, (x, kept) in enumerate(zip(xs, keeps[segment], strict=True)):
                 plgpu.store(rows.value.at[segment, which, b, position], jnp.where(kept, x, 0.0))
             rows.count[segment, which] = count
 
@@ -150,12 +160,18 @@ def select_reference(
       width: channels a list.
       scales: float32 `[d_in]` for each segment; None: 1.
     """
+    x = x.astype(jnp.float32)
+    keep = keep_mask(x if scales is None else x * jnp.stack(list(scales))[:, None], thresholds[:, None, None])
+    return list_reference(x, jnp.broadcast_to(keep, (len(thresholds), *x.shape)), width)
+
+
+def list_reference(x: jax.Array, keep: jax.Array, width: int) -> KeptRows:
+    """What `write_lists` writes for all of x `[batch, d_in]`, in plain jnp; keep is bool `[segments, batch, d_in]`."""
     batch, d_in = x.shape
     lists = -(-d_in // width)
     pad = ((0, 0), (0, lists * width - d_in))
     x = jnp.pad(x.astype(jnp.float32), pad)
-    score = x if scales is None else x * jnp.pad(jnp.stack(list(scales)), pad)[:, None]
-    keep = keep_mask(score, thresholds[:, None, None]) & (jnp.arange(lists * width) < d_in)
+    keep = jnp.pad(keep, ((0, 0), *pad))
     keep = keep.reshape(-1, batch, lists, width).transpose(0, 2, 1, 3)
     lane = jnp.arange(width, dtype=jnp.int32)
     order = jnp.argsort(jnp.where(keep.any(axis=2), lane, 2 * width - lane), axis=-1).astype(jnp.int32)

@@ -4,6 +4,7 @@ Float32 patterns of numbers >= 0 are ordered as the numbers are, so that a patte
 count over the vector: 31 in all, or 15 where the numbers came from bfloat16 and the lower bits are 0.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,27 +20,29 @@ UNUSED_BITS = {jnp.dtype(jnp.bfloat16): 16, jnp.dtype(jnp.float16): 13}
 
 def patterns(score: jax.Array) -> jax.Array:
     """int32 patterns of `|score|`, float32: in its order, all NaN alike and above the rest."""
-    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(score), jnp.int32) & 0x7FFFFFFF
+    bits = jax.lax.bitcast_convert_type(score, jnp.int32) & 0x7FFFFFFF
     return jnp.where(bits > INFINITY, NAN, bits)
 
 
-def smallest_kept(bits: jax.Array, count: jax.Array, unused: int = 0, *, unroll: bool = False) -> jax.Array:
-    """The `count`-th largest of patterns `[..., d]` along the last axis, int32 `[..., 1]`; above all for a count of 0.
+def smallest_kept(
+    at_least: Callable[[Sequence[jax.Array]], Sequence[jax.Array]], counts: Sequence[jax.Array], unused: int = 0
+) -> Sequence[jax.Array]:
+    """For each count K the K-th largest of some patterns, int32; a pattern above all of them where K is 0.
 
     Args:
-      bits: int32, >= 0.
-      count: int32, broadcastable against `[..., 1]`, 0 to d.
+      at_least: takes patterns, one for each count, and says of how many the patterns are at least that.
+      counts: int32, 0 to the number of patterns.
       unused: lowest bits that are 0 in all patterns.
-      unroll: no loop around the steps.
     """
 
-    def step(i: Any, found: jax.Array) -> jax.Array:
-        higher = found | (jnp.int32(1) << (30 - i))
-        enough = jnp.sum((bits >= higher).astype(jnp.int32), axis=-1, keepdims=True) >= count
-        return jnp.where(enough, higher, found)
+    def step(i: Any, found: Sequence[jax.Array]) -> list[jax.Array]:
+        higher = [low | (jnp.int32(1) << (30 - i)) for low in found]
+        return [
+            jnp.where(many >= count, high, low)
+            for low, high, many, count in zip(found, higher, at_least(higher), counts, strict=True)
+        ]
 
-    start = jnp.zeros((*bits.shape[:-1], 1), jnp.int32)
-    return jax.lax.fori_loop(0, 31 - unused, step, start, unroll=unroll)
+    return jax.lax.fori_loop(0, 31 - unused, step, [jnp.zeros_like(count) for count in counts])
 
 
 def top_k_mask(score: jax.Array, count: jax.Array, unused: int = 0) -> jax.Array:
@@ -53,11 +56,15 @@ def top_k_mask(score: jax.Array, count: jax.Array, unused: int = 0) -> jax.Array
     Returns:
       bool `[..., d]`, exactly `count` True in each row.
     """
-    bits = patterns(score)
-    last = smallest_kept(bits, count, unused)
+
+    def number(mask: jax.Array) -> jax.Array:
+        return jnp.sum(mask, axis=-1, keepdims=True, dtype=jnp.int32)
+
+    bits = patterns(jax.lax.stop_gradient(score))
+    count = jnp.broadcast_to(count, (*bits.shape[:-1], 1))
+    (last,) = smallest_kept(lambda lows: [number(bits >= low) for low in lows], [count], unused)
     above, equal = bits > last, bits == last
-    left = count - jnp.sum(above, axis=-1, keepdims=True, dtype=jnp.int32)
-    return above | (equal & (jnp.cumsum(equal, axis=-1, dtype=jnp.int32) <= left))
+    return above | (equal & (jnp.cumsum(equal, axis=-1, dtype=jnp.int32) <= count - number(above)))
 
 
 def unused_bits(dtype: jax.typing.DTypeLike) -> int:

@@ -16,6 +16,9 @@ SITES = ("attn_in", "attn_out", "mlp_in", "mlp_hidden")
 SITE_OF_PROJECTION = (0, 0, 0, 1, 2, 2, 3)
 """`SITES[SITE_OF_PROJECTION[i]]` is the input of `PROJECTIONS[i]`."""
 
+HIDDEN_ACTS = ("silu", "relu2")
+"""What the gated MLP may do to its gate: `x sigmoid(x)`, or `max(x, 0) ** 2` (Q-Sparse, arXiv 2407.10969)."""
+
 ROPE_TYPES = ("default", "linear", "llama3")
 
 
@@ -68,6 +71,7 @@ class ModelConfig:
       sliding_window: a query sees this many newest positions, itself included; None sees all.
       tie_embeddings: the lm_head is the transposed embedding.
       attention_bias: q, k, v and o carry biases. mlp_bias: gate, up and down do.
+      hidden_act: of `HIDDEN_ACTS`, under HuggingFace's names.
       bos_token_id: token put before a text, or None. eos_token_ids: any of them ends a generation.
       model_type: the family's name in config.json (`"llama"`, `"mistral"`).
     """
@@ -86,6 +90,7 @@ class ModelConfig:
     tie_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
+    hidden_act: str = "silu"
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     model_type: str = "llama"
@@ -111,6 +116,10 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise UnsupportedModelError(f"head_dim must be even for rotary embedding, got {self.head_dim}")
+        if self.hidden_act not in HIDDEN_ACTS:
+            raise UnsupportedModelError(
+                f"hidden_act {self.hidden_act!r} is not supported: expected one of {', '.join(HIDDEN_ACTS)}"
+            )
         if self.sliding_window is not None and self.sliding_window < 1:
             raise UnsupportedModelError(f"sliding_window must be >= 1 or None, got {self.sliding_window}")
 
@@ -142,7 +151,11 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_dict` reads it back."""
-        return dataclasses.asdict(self) | {"eos_token_ids": list(self.eos_token_ids)}
+        fields = dataclasses.asdict(self) | {"eos_token_ids": list(self.eos_token_ids)}
+        if self.hidden_act == "silu":
+            # As before there was another: plans know their model by these fields.
+            del fields["hidden_act"]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ModelConfig":

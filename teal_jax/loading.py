@@ -96,13 +96,15 @@ def load(
         return dataclasses.replace(lm, implementation=implementation)
     with Bar(enabled=progress) as bar:
         weights = converters.read_params(directory, config, dtype=dtype, progress=bar)
-    return LanguageModel(
+    lm = LanguageModel(
         config=config,
         params={"weights": weights, "gates": Dense()},
         name=label,
         tokenizer=tokenizer,
         implementation=implementation,
     )
+    gates = converters.read_gates(directory)
+    return lm if gates is None else lm.sparsify(SparsityPlan.from_dict(gates, source=f"{directory}: config.json"))
 
 
 def load_and_sparsify(

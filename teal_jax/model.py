@@ -16,7 +16,7 @@ from teal_jax.errors import ContextError, PlanError
 from teal_jax.nn.block import Block
 from teal_jax.nn.cache import KVCache, init_cache
 from teal_jax.nn.decoder import Decoder, Observer
-from teal_jax.nn.gates import Dense
+from teal_jax.nn.gates import Dense, prompt_gates
 from teal_jax.nn.implementation import Implementation, use_fused_step
 from teal_jax.nn.quantized import quantization_of
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from teal_jax.sparsity.plan import SparsityPlan
 
 type Params = dict[str, Any]
-"""`{"weights": nested dict of arrays, "gates": Dense(), Threshold or TopK [layers, 7], or Gates}`."""
+"""`{"weights": nested dict of arrays, "gates": as `teal_jax.nn.gates.ModelGates`}`."""
 
 
 class ModelFunctions(NamedTuple):
@@ -62,7 +62,7 @@ def _model_functions(config: ModelConfig, implementation: Implementation | None)
                 hint="give init_cache a larger max_len or shorten the prompt",
             )
         model = nnx.merge(graphdef, params["weights"])
-        x, cache = model.extend(tokens, Dense(), cache, mask=mask)
+        x, cache = model.extend(tokens, prompt_gates(params["gates"]), cache, mask=mask)
         if mask is None:
             return model.logits(x[:, -1]), cache
         last = tokens.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
@@ -148,7 +148,9 @@ class LanguageModel:
 
     @property
     def prefill(self) -> Callable[..., tuple[jax.Array, KVCache]]:
-        """`prefill(params, tokens, cache, mask=None) -> (logits, cache)`: append a prompt, dense.
+        """`prefill(params, tokens, cache, mask=None) -> (logits, cache)`: append a prompt.
+
+        Dense, unless the model was trained through its gates.
 
         tokens int32 `[batch, seq]`, mask bool `[batch, seq]` (False: padding, left or right); logits float32
         `[batch, vocab]` after each sequence's last real token. Pure: jit it and donate the cache.

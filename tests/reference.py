@@ -73,6 +73,13 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
+def relu2(x):
+    return np.maximum(x, 0) ** 2
+
+
+ACTS = {"silu": silu, "relu2": relu2}
+
+
 def block(layer, x, config, thresholds=None, sparse_from=0):
     """One block over x [seq, d]: output and the four sites. Thresholds [7] act from position `sparse_from` on."""
 
@@ -101,7 +108,8 @@ def block(layer, x, config, thresholds=None, sparse_from=0):
     attn_out = mixed.reshape(seq, -1)
     x = x + project(attn_out, layer["attn"]["o_proj"], 3)
     mlp_in = norm(x, layer["mlp_norm"]["weight"], config.norm_eps)
-    hidden = silu(project(mlp_in, layer["mlp"]["gate_proj"], 4)) * project(mlp_in, layer["mlp"]["up_proj"], 5)
+    act = ACTS[config.hidden_act]
+    hidden = act(project(mlp_in, layer["mlp"]["gate_proj"], 4)) * project(mlp_in, layer["mlp"]["up_proj"], 5)
     return x + project(hidden, layer["mlp"]["down_proj"], 6), (attn_in, attn_out, mlp_in, hidden)
 
 

@@ -51,7 +51,7 @@ def thinned_block(
     v = attn.values(thin(attn_in), Dense())
     x = x + attn.o_proj(thin(attend(q, k, v, context.visible)), Dense())
     mlp_in = block.mlp_norm(x)
-    gate = jax.nn.silu(mlp.gate_proj(thin(mlp_in), Dense()))
+    gate = mlp.gated(thin(mlp_in), Dense())
     hidden = gate * mlp.up_proj(thin(mlp_in), Dense())
     return x + mlp.down_proj(thin(hidden, gate), Dense()), tuple(masks)
 

@@ -71,7 +71,7 @@ class UpRow:
 def _count_gate(config: ModelConfig, layer_params: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     y, taps = dense_block(config, layer_params, x)
     mlp = nnx.merge(block_graph(config), layer_params).mlp
-    return y, count_magnitudes(jax.nn.silu(mlp.gate_proj(taps.mlp_in, Dense())))
+    return y, count_magnitudes(mlp.gated(taps.mlp_in, Dense()))
 
 
 def gate_histograms(lm: LanguageModel, tokens: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ def _layer_errors(
     """Dense output; squared errors `[masks, measures]` and squared norms `[measures]`, float32."""
     y, taps = dense_block(config, layer_params, x)
     mlp = nnx.merge(block_graph(config), layer_params).mlp
-    gate = jax.nn.silu(mlp.gate_proj(taps.mlp_in, Dense()))
+    gate = mlp.gated(taps.mlp_in, Dense())
     up = mlp.up_proj(taps.mlp_in, Dense())
     by_input, by_gate, by_hidden = limits
     thinned = (

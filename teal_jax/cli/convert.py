@@ -92,8 +92,8 @@ def command(
 
             path = save(lm, output, overwrite=overwrite)
         else:
-            if lm.plan is not None:
-                session.note("HuggingFace's layout has no place for the sparsity plan: only the weights are written")
+            if lm.plan is not None and lm.plan.arrays:
+                session.note("HuggingFace's layout has no place for the plan's arrays: only the weights are written")
             path = _export(session, lm, output, overwrite)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         values = {"path": str(path), "layout": to.value, "dtype": str(lm.dtype), "quantization": lm.quantization}
@@ -114,5 +114,11 @@ def _export(session: Session, lm, output: Path, overwrite: bool) -> Path:
             lm.tokenizer.save(folder)
         files = [path for path in Path(folder).iterdir() if path.is_file()]
         return export_checkpoint(
-            lm.params["weights"], lm.config, output, overwrite=overwrite, copy_files=files, progress=bar
+            lm.params["weights"],
+            lm.config,
+            output,
+            overwrite=overwrite,
+            copy_files=files,
+            gates=None if lm.plan is None or lm.plan.arrays else lm.plan.to_dict(),
+            progress=bar,
         )

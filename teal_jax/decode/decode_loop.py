@@ -15,6 +15,7 @@ from teal_jax.config import ModelConfig
 from teal_jax.decode.sampling import Sampler, needs_seen, sample
 from teal_jax.model import LanguageModel, Params, model_functions
 from teal_jax.nn.cache import KVCache
+from teal_jax.nn.gates import prompt_gates
 from teal_jax.nn.implementation import Implementation
 
 PREFILL_CHUNK = 512
@@ -167,7 +168,7 @@ def place_like(params: Params, tree: Any) -> Any:
 def prefill_rows(
     lm: LanguageModel, rows: Sequence[Sequence[int]], cache: KVCache, clock: Clock | None = None
 ) -> tuple[jax.Array, KVCache]:
-    """Append prompts of any lengths (each >= 1) to the cache, dense, in buckets.
+    """Append prompts of any lengths (each >= 1) to the cache, under `prompt_gates`, in buckets.
 
     Args:
       lm: the model.
@@ -179,8 +180,8 @@ def prefill_rows(
       Float32 logits `[batch, vocab]` after each row's last token, and the cache.
     """
     clock = clock or Clock()
-    # A prompt is dense under every plan: without the plan's gates all of them share one program.
-    function, params = prefill_function(lm.config), lm.dense().params
+    # Without gates that do not act on prompts, all plans share one program.
+    function, params = prefill_function(lm.config), lm.params | {"gates": prompt_gates(lm.params["gates"])}
     logits = jnp.zeros((len(rows), lm.config.vocab_size), jnp.float32)
     cache, logits = place_like(lm.params, (cache, logits))
     longest = max(map(len, rows))

@@ -8,7 +8,7 @@ from flax import nnx
 
 from teal_jax.config import ModelConfig
 from teal_jax.nn.attention import Attention, Context
-from teal_jax.nn.gates import BlockGates, GateOutput
+from teal_jax.nn.gates import BlockGates, Gate, GateOutput
 from teal_jax.nn.norm import RMSNorm
 from teal_jax.nn.project import Projection
 
@@ -23,14 +23,19 @@ class Taps(NamedTuple):
 
 
 class MLP(nnx.Module):
-    """`down(silu(gate(x)) * up(x))`."""
+    """`down(act(gate(x)) * up(x))`, act by `ModelConfig.hidden_act`."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike):
         gate, up, down = config.projection_shapes[4:]
-        bias = config.mlp_bias
+        bias, self.hidden_act = config.mlp_bias, config.hidden_act
         self.gate_proj = Projection(*gate, bias=bias, rngs=rngs, dtype=dtype)
         self.up_proj = Projection(*up, bias=bias, rngs=rngs, dtype=dtype)
         self.down_proj = Projection(*down, bias=bias, rngs=rngs, dtype=dtype)
+
+    def gated(self, x: jax.Array, gate: Gate) -> jax.Array:
+        """`act(gate(x))`, `[..., d_mlp]`, for the MLP's input x."""
+        y = self.gate_proj(x, gate)
+        return jax.nn.silu(y) if self.hidden_act == "silu" else jnp.square(jax.nn.relu(y))
 
 
 class Block(nnx.Module):
@@ -57,7 +62,7 @@ class Block(nnx.Module):
         attn_out, cache = self.attn(attn_in, gates, context, cache)
         x = x + self.attn.o_proj(attn_out, gates[3])
         mlp_in = self.mlp_norm(x)
-        gated = jax.nn.silu(self.mlp.gate_proj(mlp_in, gates[4]))
+        gated = self.mlp.gated(mlp_in, gates[4])
         if isinstance(gates[5], GateOutput):
             gated = jnp.where(gates[5].keep(gated), gated, 0)
         mlp_hidden = gated * self.mlp.up_proj(mlp_in, gates[5])

@@ -1,4 +1,7 @@
-"""One decode step on the GPU: seven sparse kernels a layer, which hand each other lists of kept rows."""
+"""One decode step on the GPU: seven sparse kernels a layer, which hand each other lists of kept rows.
+
+Under a top-K gate eleven: what a threshold decides where x is made, K largest need all of x for.
+"""
 
 from typing import Any
 
@@ -8,6 +11,7 @@ import jax.numpy as jnp
 from pallas_kernels.attention import decode_attention
 from pallas_kernels.gate_up import gate_up
 from pallas_kernels.kept import Cut, KeptRows
+from pallas_kernels.largest import select_largest
 from pallas_kernels.matvec import matvec
 from pallas_kernels.norm import rms_norm_select
 from pallas_kernels.reference import matmul
@@ -15,8 +19,9 @@ from pallas_kernels.tiles import COUNTERS, DecodeTiles, decode_tiles
 from teal_jax.config import PROJECTIONS, ModelConfig
 from teal_jax.nn.cache import KVCache
 from teal_jax.nn.compensation import Biased
-from teal_jax.nn.gates import ModelGates, Threshold
+from teal_jax.nn.gates import ModelGates, Threshold, TopK
 from teal_jax.nn.rope import rotary_table
+from teal_jax.nn.straight_through import without_gradient
 
 type Matrices = tuple[jax.Array, ...]
 
@@ -36,7 +41,8 @@ def fused_step(
     Args:
       config: of the model.
       weights: nested dict, as in `LanguageModel.params["weights"]`.
-      gates: `Dense()`, or a `Threshold` with `[layers, 7]` values, with or without scales; or `Biased` of one.
+      gates: `Dense()`, or a `Threshold` or `TopK` with `[layers, 7]` values, with or without scales; or `Biased` or
+        `StraightThrough` of one.
       token: int32 `[batch]`, batch at most 8.
       cache: its arrays are updated in place where the caller's jit is given them.
       tiles: how each kernel is cut; None: `choose_tiles`.
@@ -60,20 +66,30 @@ def counting_step(
     interpret: bool = False,
 ) -> tuple[jax.Array, KVCache, jax.Array]:
     """`fused_step`, and the rows of W that each projection read, int32 `[layers, 7]`."""
+    gates = without_gradient(gates)
     gates, given = (gates.gate, gates.bias) if isinstance(gates, Biased) else (gates, None)
     if tiles is None:
-        tiles = choose_tiles(config, token.shape[0], dense=not isinstance(gates, Threshold))
-    thresholds, scale = (gates.value, gates.scale) if isinstance(gates, Threshold) else (None, None)
+        tiles = choose_tiles(config, token.shape[0], dense=not isinstance(gates, Threshold | TopK))
+    top_k = isinstance(gates, TopK)
+    limits = gates.count if isinstance(gates, TopK) else gates.value if isinstance(gates, Threshold) else None
+    scale = gates.scale if isinstance(gates, Threshold | TopK) else None
     counters = jnp.zeros((COUNTERS,), jnp.int32)
     cos, sin = (table[:, 0, 0] for table in rotary_table(cache.length[:, None], config.rope, config.head_dim))
     h = weights["embed"]["weight"][token]
     keys, values = list(cache.keys), list(cache.values)
 
-    def cut(*projections: int) -> Cut | None:
-        if thresholds is None:
-            return None
+    def limit(limits: jax.Array, projections: tuple[int, ...]) -> Cut:
         scales = None if scale is None else tuple(scale[i][p] for p in projections)
-        return Cut(thresholds, jnp.full((1,), i, jnp.int32), projections, scales)
+        return Cut(limits, jnp.full((1,), i, jnp.int32), projections, scales)
+
+    def cut(*projections: int) -> Cut | None:
+        """For the kernel that makes x, which leaves it dense for a top-K gate."""
+        return None if limits is None or top_k else limit(limits, projections)
+
+    def largest(x: Any, *projections: int) -> Any:
+        if limits is None or not top_k:
+            return x
+        return select_largest(x, limit(limits, projections), width=tiles.width, interpret=interpret)
 
     def of(parameters: dict[str, Any], *projections: int) -> tuple[Matrices, Matrices | None]:
         """Their matrices, and their biases where the model or the gates have some."""
@@ -100,7 +116,7 @@ def counting_step(
         layer = weights["layers"][i]
         attn, mlp = layer["attn"], layer["mlp"]
 
-        rows = norm(layer["attn_norm"], cut(0, 1, 2))
+        rows = largest(norm(layer["attn_norm"], cut(0, 1, 2)), 0, 1, 2)
         note(rows, config.d_model, 3)
         matrices, biases = of(attn, 0, 1, 2)
         qkv, counters = matvec(rows, matrices, counters, biases=biases, tile=tiles.qkv, interpret=interpret)
@@ -108,16 +124,19 @@ def counting_step(
             qkv, (cos, sin), cache.length, keys[i], values[i], counters, cut(3),
             num_heads=config.num_heads, window=config.sliding_window, interpret=interpret,
         )  # fmt: skip
+        rows = largest(rows, 3)
         note(rows, config.num_heads * config.head_dim)
         matrices, biases = of(attn, 3)
         h, counters = matvec(rows, matrices, counters, biases=biases, residual=h, tile=tiles.o, interpret=interpret)
 
-        rows = norm(layer["mlp_norm"], cut(4, 5))
+        rows = largest(norm(layer["mlp_norm"], cut(4, 5)), 4, 5)
         note(rows, config.d_model, 2)
         matrices, biases = of(mlp, 4, 5)
         rows, counters = gate_up(
-            rows, matrices, counters, cut(6), biases=biases, tile=tiles.gate_up, interpret=interpret
-        )
+            rows, matrices, counters, cut(6),
+            biases=biases, activation=config.hidden_act, tile=tiles.gate_up, interpret=interpret,
+        )  # fmt: skip
+        rows = largest(rows, 6)
         note(rows, config.d_mlp)
         matrices, biases = of(mlp, 6)
         h, counters = matvec(rows, matrices, counters, biases=biases, residual=h, tile=tiles.down, interpret=interpret)

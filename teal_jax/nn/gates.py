@@ -184,6 +184,11 @@ class Gates:
         return Gates(tuple(tuple(gate.on(where) for gate in layer) for layer in self.layers))
 
 
+def prompt_gates(gates: Any) -> Any:
+    """A model's gates for its prompts: dense, unless the model was trained through its gates and knows no other."""
+    return gates if isinstance(gates, StraightThrough) else Dense()
+
+
 type Gate = (
     Dense
     | Threshold

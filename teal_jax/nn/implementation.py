@@ -6,7 +6,8 @@ from pallas_kernels.support import Implementation as Implementation
 from pallas_kernels.support import use_pallas
 from teal_jax.config import ModelConfig
 from teal_jax.nn.compensation import Biased
-from teal_jax.nn.gates import Dense, ModelGates, Threshold
+from teal_jax.nn.gates import Dense, ModelGates, Threshold, TopK
+from teal_jax.nn.straight_through import without_gradient
 
 MAX_HEAD_DIM = 256
 """Of the attention kernel."""
@@ -27,8 +28,13 @@ def use_fused_step(
     reason = None
     if config.head_dim > MAX_HEAD_DIM:
         reason = f"they take head_dim <= {MAX_HEAD_DIM}, got {config.head_dim}"
-    elif not isinstance(gates.gate if isinstance(gates, Biased) else gates, Dense | Threshold | None):
-        reason = f"they take Dense gates, Threshold, and Biased of those, got {type(gates).__name__}"
+    elif not isinstance(_inner(gates), Dense | Threshold | TopK | None):
+        reason = f"they take Dense gates, Threshold, TopK, and Biased of those, got {type(_inner(gates)).__name__}"
     elif quantization is not None:
         reason = f"they take no quantised weights, got {quantization}"
     return use_pallas(implementation, dtype, batch, reason)
+
+
+def _inner(gates: ModelGates | None) -> ModelGates | None:
+    gates = without_gradient(gates)
+    return gates.gate if isinstance(gates, Biased) else gates

@@ -28,8 +28,8 @@ def _passed(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax
 class StraightThrough:
     """What `gate` makes of x, `dy/dx = dy/d(gate(x))`: a dropped channel learns as well as a kept one.
 
-    Only training needs it; forwards it is `gate`, for a model, a block or one projection. Thresholds, scales and counts
-    have no gradient through it; a bias has.
+    Forwards it is `gate`, for a model, a block or one projection. Thresholds, scales and counts have no gradient
+    through it; a bias has. It also marks the gates of a model that was trained through them: see `gates.prompt_gates`.
 
     Attributes:
       gate: `Dense`, `Threshold`, `TopK`, `BlockTopK`, `Int8` or `Rotated`; `Biased` or `Gates` of those.

@@ -9,9 +9,12 @@ import numpy as np
 
 from teal_jax.config import PROJECTIONS, SITE_OF_PROJECTION, ModelConfig
 from teal_jax.errors import PlanError
+from teal_jax.nn.block_top_k import BlockTopK, check_block
 from teal_jax.nn.compensation import Biased, Centred, LowRank, Rotated
 from teal_jax.nn.gates import Dense, Gate, GateOutput, Gates, ModelGates, Threshold, TopK
+from teal_jax.nn.int8 import Int8
 from teal_jax.nn.quantized import to_dense
+from teal_jax.nn.straight_through import StraightThrough
 from teal_jax.sparsity.plan import Score, SparsityPlan, array_place
 
 type Vectors = tuple[tuple[jax.Array, ...], ...]
@@ -28,6 +31,11 @@ def gates_of(plan: SparsityPlan, config: ModelConfig, weights: dict[str, Any]) -
     Raises:
       PlanError: the plan is for another model, or one of its arrays does not fit a projection.
     """
+    gates = _gates_of(plan, config, weights)
+    return gates if plan.trained is None else StraightThrough(gates)
+
+
+def _gates_of(plan: SparsityPlan, config: ModelConfig, weights: dict[str, Any]) -> ModelGates:
     plan.check_fits(config)
     arrays = _by_place(plan, config)
     scale = None if plan.score is None else norm_scales(weights, config, plan.score)
@@ -36,10 +44,17 @@ def gates_of(plan: SparsityPlan, config: ModelConfig, weights: dict[str, Any]) -
     base: ModelGates
     if plan.gate == "gate_output":
         base = _cats(plan)
+    elif plan.trained is not None and plan.trained.block is not None:
+        block = plan.trained.block
+        base = BlockTopK(jnp.asarray(np.round((1 - plan.sparsity) * block).astype(np.int32)), block)
+        for width in config.site_widths:
+            check_block(block, width)
     elif plan.gate == "top_k":
         base = TopK(jnp.asarray(kept_counts(config, plan.sparsity)), scale=scale)
     else:
         base = Threshold(jnp.asarray(plan.thresholds, jnp.float32), scale=scale)
+    if plan.trained is not None and plan.trained.int8:
+        base = Int8(base)
     kinds = {kind for own in arrays.values() for kind in own if kind != "scale"}
     if not kinds:
         return base

@@ -158,8 +158,8 @@ class _Parts:
         return self.mlp_in_norm(middle).astype(self.prepared.attn_in.dtype)
 
     def gate(self, mlp_in: jax.Array, thresholds: jax.Array) -> jax.Array:
-        """`silu(gate_proj)`, `[variants, batch, scored, d_mlp]`."""
-        return jax.nn.silu(self.mlp.gate_proj(mlp_in, self._gate(thresholds, 4)))
+        """`act(gate_proj)`, `[variants, batch, scored, d_mlp]`."""
+        return self.mlp.gated(mlp_in, self._gate(thresholds, 4))
 
     def up(self, mlp_in: jax.Array, thresholds: jax.Array) -> jax.Array:
         """`up_proj`, the same shape."""

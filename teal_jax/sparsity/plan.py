@@ -16,8 +16,8 @@ import numpy as np
 from teal_jax.config import PROJECTIONS, SITE_OF_PROJECTION, ModelConfig
 from teal_jax.errors import PlanError, SparsityError
 
-FORMAT_VERSION = 2
-"""1: thresholds of |x|, all that most plans need; they are still written as 1. 2: gate, score or arrays."""
+FORMAT_VERSION = 3
+"""1: thresholds of |x|, all that most plans need; they are still written as 1. 2: gate, score or arrays. 3: trained."""
 
 GATES = ("threshold", "top_k", "gate_output")
 ARRAYS = ("bias", "scale", "centre", "low_rank_a", "low_rank_b", "rotation")
@@ -64,6 +64,25 @@ class Score:
             raise PlanError(f"plan.score.exponent must be a number or [{num_layers}][7]: {error}") from error
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The model was trained through the plan's gates: every token passes them, prompts included.
+
+    Attributes:
+      int8: activations are quantised to eight bits a token before they are thinned.
+      block: M of Block Q-Sparse's N:M, a top-K gate over every M neighbouring channels; None: over all of them.
+    """
+
+    int8: bool = False
+    block: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.int8, bool):
+            raise PlanError(f"plan.trained.int8 must be true or false, got {self.int8!r}")
+        if self.block is not None and (not isinstance(self.block, int) or self.block < 1):
+            raise PlanError(f"plan.trained.block must be a whole number >= 1 or null, got {self.block!r}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SparsityPlan:
     """Sparsity and threshold per layer and projection, with how they came to be.
@@ -85,6 +104,7 @@ class SparsityPlan:
         `bias` `[d_out]`, `scale` `[d_in]`, `centre` `[d_in]`, `low_rank_a` `[d_in, rank]`, `low_rank_b`
         `[rank, d_out]`, and `rotation` `[d_in, d_in]`, which stands under the first projection of its site for all
         of them.
+      trained: how the model was trained through these gates; None: they came after its training.
     """
 
     sparsity: np.ndarray
@@ -98,6 +118,7 @@ class SparsityPlan:
     gate: str = "threshold"
     score: Score | None = None
     arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    trained: Trained | None = None
 
     def __post_init__(self):
         for name, dtype in (("sparsity", np.float64), ("thresholds", np.float32)):
@@ -121,10 +142,20 @@ class SparsityPlan:
             raise PlanError(f"plan.gate must be one of {', '.join(GATES)}, got {self.gate!r}")
         if isinstance(self.score, dict):
             object.__setattr__(self, "score", Score(**self.score))
+        if isinstance(self.trained, dict):
+            object.__setattr__(self, "trained", _known(Trained, self.trained, "plan.trained"))
+        if self.trained is not None:
+            self._check_trained(self.trained)
         for name in self.arrays:
             kind, _, projection = array_place(name, self.num_layers)
             if kind == "rotation" and SITE_OF_PROJECTION.index(SITE_OF_PROJECTION[projection]) != projection:
                 raise PlanError(f"plan.arrays: a rotation stands under q, o, gate or down, got {name!r}")
+
+    def _check_trained(self, trained: Trained) -> None:
+        if self.gate == "gate_output":
+            raise PlanError("plan.trained: a model is trained through threshold or top_k gates, got gate_output")
+        if trained.block is not None and (self.gate != "top_k" or self.score is not None or self.arrays):
+            raise PlanError("plan.trained.block goes with top_k gates that have no score and no arrays")
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -193,7 +224,7 @@ class SparsityPlan:
         thresholds = [[float(f"{t:.9g}") for t in row] for row in self.thresholds.tolist()]
         plain = self.gate == "threshold" and self.score is None and not self.arrays
         fields = {
-            "format_version": 1 if plain else FORMAT_VERSION,
+            "format_version": 3 if self.trained is not None else 1 if plain else 2,
             "model": self.model,
             "fingerprint": self.fingerprint,
             "method": self.method,
@@ -209,6 +240,8 @@ class SparsityPlan:
             fields["gate"] = self.gate
             fields["score"] = None if self.score is None else dataclasses.asdict(self.score)
             fields["arrays"] = {"digest": _digest(self.arrays), "count": len(self.arrays)} if self.arrays else None
+        if self.trained is not None:
+            fields["trained"] = dataclasses.asdict(self.trained)
         return fields
 
     @classmethod
@@ -239,7 +272,7 @@ class SparsityPlan:
             )
         if fields.get("projections") != list(PROJECTIONS):
             raise PlanError(f"{source}: projections must be {' '.join(PROJECTIONS)}, got {fields.get('projections')}")
-        later = {"gate": "threshold", "score": None, "arrays": None}
+        later = {"gate": "threshold", "score": None, "arrays": None, "trained": None}
         names = [field.name for field in dataclasses.fields(cls) if field.name not in later]
         if missing := [name for name in names if name not in fields]:
             raise PlanError(f"{source} lacks {', '.join(missing)}")
@@ -252,6 +285,13 @@ class SparsityPlan:
             raise PlanError(f"{source} needs its arrays: {found}", hint="keep the .arrays.npz beside the plan's .json")
         values["arrays"] = dict(arrays or {})
         return cls(**values)
+
+
+def _known(kind: Any, fields: dict[str, Any], what: str) -> Any:
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise PlanError(f"{what}: {error}", hint="made by a newer teal_jax? upgrade it") from error
 
 
 def array_name(kind: str, layer: int, projection: int) -> str:

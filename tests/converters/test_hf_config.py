@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from converters import config_from_hf, config_to_hf, read_config
-from teal_jax.config import RopeConfig
+from teal_jax.config import ModelConfig, RopeConfig
 from teal_jax.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from tests.converters.tiny_checkpoint import CONFIG, HF_CONFIG
 
@@ -106,6 +106,19 @@ def test_missing_fields_take_transformers_defaults():
         }
     )
     assert (mistral.sliding_window, mistral.num_kv_heads, mistral.max_position) == (4096, 8, 131072)
+
+
+def test_squared_relu_is_read_and_written_under_its_name():
+    config = config_from_hf(changed(hidden_act="relu2"))
+    assert config.hidden_act == config_to_hf(config)["hidden_act"] == "relu2"
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    assert config.fingerprint != config_from_hf(changed(hidden_act="silu")).fingerprint
+
+
+def test_models_from_before_there_were_two_activations_keep_their_form_and_fingerprint():
+    config = config_from_hf(LLAMA_1_7B)
+    assert "hidden_act" not in config.to_dict()
+    assert config.fingerprint == "8980b377635a40e7"
 
 
 def test_what_the_other_family_has_is_ignored_as_transformers_does():

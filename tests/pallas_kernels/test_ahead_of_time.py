@@ -11,6 +11,7 @@ import pytest
 from pallas_kernels.attention import decode_attention
 from pallas_kernels.gate_up import gate_up
 from pallas_kernels.kept import Cut, kept_shapes
+from pallas_kernels.largest import select_largest
 from pallas_kernels.matvec import matvec
 from pallas_kernels.norm import rms_norm_select
 from pallas_kernels.tiles import COUNTERS, decode_tiles
@@ -19,7 +20,7 @@ from teal_jax.model import random_model
 from teal_jax.nn.cache import init_cache
 from teal_jax.nn.compensation import Biased
 from teal_jax.nn.fused_step import fused_step
-from teal_jax.nn.gates import Dense, Threshold
+from teal_jax.nn.gates import Dense, Threshold, TopK
 from tests.pallas_kernels import aot
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
@@ -89,12 +90,17 @@ def gates(batch, dtype):
     return functools.partial(gate_up, tile=tiles(batch).gate_up), (kept(2, D, batch), weights, counters(), cut(6)), (2,)
 
 
+def largest(batch, dtype):
+    counts = Cut(shape(32, 7, dtype=jnp.int32), shape(1, dtype=jnp.int32), (6,))
+    return functools.partial(select_largest, width=WIDTH), (shape(batch, D_MLP, dtype=dtype), counts), ()
+
+
 def dense(batch, dtype):
     x, weight = shape(batch, D, dtype=dtype), shape(D, D, dtype=dtype)
     return functools.partial(matvec, tile=tiles(batch, dense=True).o), (x, (weight,), counters()), (2,)
 
 
-KERNELS = (norm, qkv, attention, o, gates, dense)
+KERNELS = (norm, qkv, attention, o, gates, dense, largest)
 
 
 def check(target, kernel, batch=1, dtype=jnp.bfloat16, *, spills=False):
@@ -138,7 +144,7 @@ def test_a_transposed_weight_would_show():
     assert list(aot.copies(aot.compile_for("h200", f, *args), D * D))
 
 
-@pytest.mark.parametrize("kind", ["dense", "threshold", "scaled and biased"])
+@pytest.mark.parametrize("kind", ["dense", "threshold", "scaled and biased", "top-k"])
 def test_the_decode_loop_copies_neither_weights_nor_cache(kind):
     config = ModelConfig(
         vocab_size=32000,
@@ -159,7 +165,8 @@ def test_the_decode_loop_copies_neither_weights_nor_cache(kind):
         for axis in (0, 1)
     )
     scaled = Biased(dataclasses.replace(thresholds, scale=scale), bias)
-    gates = {"dense": Dense(), "threshold": thresholds, "scaled and biased": scaled}[kind]
+    top_k = TopK(shape(2, 7, dtype=jnp.int32))
+    gates = {"dense": Dense(), "threshold": thresholds, "scaled and biased": scaled, "top-k": top_k}[kind]
 
     def decode(weights, gates, token, cache):
         def step(_, carry):
@@ -169,7 +176,7 @@ def test_the_decode_loop_copies_neither_weights_nor_cache(kind):
         return jax.lax.fori_loop(0, 8, step, (token, cache))
 
     compiled = aot.compile_for("h200", decode, weights, gates, shape(1, dtype=jnp.int32), cache, donate=(3,))
-    assert aot.kernels(compiled) == 7 * 2 + 2
+    assert aot.kernels(compiled) == (11 if kind == "top-k" else 7) * 2 + 2
     layer_cache = math.prod(cache.keys[0].shape)
     assert not list(aot.copies(compiled, min(layer_cache, config.d_model * 2 * HEAD_DIM)))
     assert aot.aliased_bytes(compiled) >= 2 * 2 * layer_cache * 2  # keys and values of both layers, bfloat16

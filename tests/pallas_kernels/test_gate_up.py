@@ -110,6 +110,19 @@ def test_threshold_of_a_layer():
         assert rows.count[0, 0] == kept
 
 
+def test_squared_relu():
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(2, 8)), rng.normal(size=(2, 8, 40))
+    gate, up = (np.asarray(x, np.float32).astype(np.float64) @ np.float32(w) for w in weights)
+    expected = np.maximum(gate, 0) ** 2 * up
+    args = jnp.asarray(x, jnp.float32), tuple(jnp.asarray(w, jnp.float32) for w in weights)
+    out, _ = gate_up(*args, jnp.zeros(4, jnp.int32), None, tile=small(1), activation="relu2", interpret=True)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(out)[gate < -1e-5], 0)
+    reference = gate_up_reference(*args, None, width=32, activation="relu2")
+    np.testing.assert_allclose(reference, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("gate", [-1e4, -89.0, -1.0, 0.0, 89.0, 1e4])
 def test_silu_does_not_overflow(gate):
     x, ones = jnp.ones((1, 1)), jnp.ones((1, 32))

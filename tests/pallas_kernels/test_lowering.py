@@ -9,6 +9,7 @@ import pytest
 from pallas_kernels import sparse
 from pallas_kernels.gate_up import gate_up
 from pallas_kernels.kept import Cut, kept_shapes
+from pallas_kernels.largest import select_largest
 from pallas_kernels.matvec import matvec
 from pallas_kernels.norm import rms_norm_select
 from pallas_kernels.select import select
@@ -40,6 +41,11 @@ def choose(workload, batch, dtype):
     return select, (shape((batch, workload.d_mlp), dtype), cut(6)), ()
 
 
+def largest(workload, batch, dtype):
+    counts = Cut(shape((32, 7), jnp.int32), shape((1,), jnp.int32), (0, 1, 2))
+    return select_largest, (shape((batch, workload.d_model), dtype), counts), ()
+
+
 def product(names, workload, batch, dtype, dense=False, residual=False):
     shapes = [workload.projection_shapes[name] for name in names]
     d_in, d_outs = shapes[0][0], tuple(d_out for _, d_out in shapes)
@@ -63,6 +69,7 @@ def mlp(workload, batch, dtype, dense=False):
 KERNELS = {
     "norm": norm,
     "select": choose,
+    "top_k": largest,
     "qkv": functools.partial(product, ("q", "k", "v")),
     "down": functools.partial(product, ("down",), residual=True),
     "dense o": functools.partial(product, ("o",), dense=True),

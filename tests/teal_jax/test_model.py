@@ -21,7 +21,7 @@ CONFIGS = {
     "llama3_rope": dataclasses.replace(
         TINY, rope=RopeConfig(type="llama3", theta=5e5, factor=8.0, original_max_position=16)
     ),
-    "linear_rope": dataclasses.replace(TINY, rope=RopeConfig(type="linear", factor=4.0)),
+    "linear_rope, relu2": dataclasses.replace(TINY, rope=RopeConfig(type="linear", factor=4.0), hidden_act="relu2"),
 }
 
 

@@ -66,5 +66,5 @@ def _count_block(
     config: ModelConfig, layer_params: dict, x: jax.Array, prefix: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     y, taps = dense_block(config, layer_params, x)
-    gated = jax.nn.silu(nnx.merge(block_graph(config), layer_params).mlp.gate_proj(taps.mlp_in, Dense()))
+    gated = nnx.merge(block_graph(config), layer_params).mlp.gated(taps.mlp_in, Dense())
     return y, count_magnitudes(gated, jnp.broadcast_to(jnp.arange(x.shape[1]) >= prefix, x.shape[:2]))

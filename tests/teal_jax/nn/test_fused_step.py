@@ -18,8 +18,9 @@ from teal_jax.model import model_functions
 from teal_jax.nn.cache import KVCache
 from teal_jax.nn.compensation import Biased
 from teal_jax.nn.fused_step import choose_tiles, counting_step, fused_step
-from teal_jax.nn.gates import Dense, ModelGates, Threshold
+from teal_jax.nn.gates import Dense, ModelGates, Threshold, TopK
 from teal_jax.nn.implementation import use_fused_step
+from teal_jax.nn.straight_through import StraightThrough
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -37,6 +38,7 @@ TINY = ModelConfig(
 )
 BIASED = dataclasses.replace(TINY, attention_bias=True, mlp_bias=True, tie_embeddings=True)
 THREE = dataclasses.replace(TINY, num_heads=6)  # a list of 48 channels, filled up to 64
+RELU2 = dataclasses.replace(THREE, hidden_act="relu2", num_layers=1)
 WINDOWED = dataclasses.replace(TINY, sliding_window=6)
 
 
@@ -65,7 +67,13 @@ def scaled(config: ModelConfig) -> Threshold:
     return dataclasses.replace(thresholds(config), scale=vectors(config, 0, 0.3, 3.0))
 
 
-def with_bias(gates: Threshold, config: ModelConfig) -> Biased:
+def top_k(config: ModelConfig) -> TopK:
+    counts = np.random.default_rng(0).uniform(0.1, 1, (config.num_layers, 7))
+    counts = jnp.asarray(counts * [d_in for d_in, _ in config.projection_shapes], jnp.int32)
+    return TopK(counts, scale=vectors(config, 0, 0.3, 3.0))
+
+
+def with_bias(gates: Threshold | TopK, config: ModelConfig) -> Biased:
     return Biased(gates, vectors(config, 1, -0.2, 0.2))
 
 
@@ -89,9 +97,13 @@ def vectors(config: ModelConfig, axis: int, low: float, high: float):
         (BIASED, with_bias(scaled(BIASED), BIASED)),
         (TINY, with_bias(thresholds(TINY), TINY)),
         (THREE, scaled(THREE)),
+        (RELU2, StraightThrough(with_bias(top_k(RELU2), RELU2))),
     ],
-    ids=["dense", "sparse", "biases and tied", "sliding window", "scaled", "scaled, two biases", "biased", "odd heads"],
-)
+    ids=[
+        "dense", "sparse", "biases and tied", "sliding window", "scaled", "scaled, two biases", "biased", "odd heads",
+        "top-k",
+    ],
+)  # fmt: skip
 def test_float32_gives_the_same_logits_and_tokens(config: ModelConfig, gates: ModelGates):
     lm = model(config)
     params = lm.params | {"gates": gates}

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from teal_jax.nn.block_top_k import BlockTopK
 from teal_jax.nn.compensation import Biased, Centred, LowRank, Rotated
 from teal_jax.nn.gates import Dense, GateOutput, Gates, Soft, Threshold, TopK
 from teal_jax.nn.implementation import use_fused_step
+from teal_jax.nn.int8 import Int8
 from teal_jax.nn.project import project
+from teal_jax.nn.straight_through import StraightThrough
 from teal_jax.sparsity.methods.r_sparse import factors
 from tests.reference import TINY, norm, silu, tiny_model, tiny_tokens, weights64
 from tests.reference import block as reference_block
@@ -168,10 +171,14 @@ def test_scoring_and_decoding_agree_for_every_kind(kind):
 def test_the_kernels_refuse_gates_that_they_do_not_take(monkeypatch):
     monkeypatch.setattr("pallas_kernels.support.why_not", lambda: None)
     plain = Threshold(jnp.zeros((2, 7)))
-    for gates in (plain, dataclasses.replace(plain, scale=((), ())), Biased(plain, ((), ())), Dense()):
-        assert use_fused_step(TINY, None, jnp.float32, 1, gates)
     top = TopK(jnp.zeros((2, 7), jnp.int32))
-    for gates in (top, Biased(top, ((), ())), Gates(())):
+    taken = (plain, dataclasses.replace(plain, scale=((), ())), Biased(plain, ((), ())), Dense(), top, Biased(top, ()))
+    for gates in (*taken, *map(StraightThrough, taken)):
+        assert use_fused_step(TINY, None, jnp.float32, 1, gates)
+    blocks = BlockTopK(jnp.zeros((2, 7), jnp.int32), 8)
+    for gates in (blocks, Int8(top), StraightThrough(blocks), Biased(blocks, ((), ())), Gates(())):
         assert not use_fused_step(TINY, None, jnp.float32, 1, gates)
-        with pytest.raises(NotImplementedError, match="they take Dense gates, Threshold, and Biased of those, got "):
+        with pytest.raises(
+            NotImplementedError, match="they take Dense gates, Threshold, TopK, and Biased of those, got "
+        ):
             use_fused_step(TINY, "pallas", jnp.float32, 1, gates)

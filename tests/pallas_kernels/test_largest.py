@@ -1,0 +1,85 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.kept import Cut
+from pallas_kernels.largest import select_largest, select_largest_reference
+from tests.pallas_kernels.float64 import same_bits
+
+CASES = [  # batch, d_in, segments, width, dtype
+    (1, 1, 1, 1, "float32"),
+    (3, 257, 3, 64, "bfloat16"),
+    (8, 33, 1, 16, "float16"),
+]
+
+
+def draw(batch, d_in, dtype):
+    """Many ties, one row of zeros, and a NaN where there are several rows."""
+    x = np.round(np.random.default_rng(0).normal(size=(batch, d_in)) * 3) / 3
+    if batch > 1:
+        x[1] = 0
+        x[2, d_in // 2] = np.nan
+    return jnp.asarray(x, dtype)
+
+
+def counts(values, layer=0, scales=None):
+    projections = tuple(range(len(values)))
+    every = jnp.full((3, len(values)), 1, jnp.int32).at[layer].set(jnp.asarray(values, jnp.int32))
+    return Cut(every, jnp.asarray([layer], jnp.int32), projections, scales)
+
+
+def largest(x, count, scale=1.0):
+    """Which are kept, by numpy's own stable sort of (not NaN, -score, index)."""
+    score = np.abs(np.asarray(x, np.float32)) * np.float32(scale)
+    kept = np.zeros(score.shape, bool)
+    for row, values in enumerate(score):
+        order = np.lexsort((np.arange(len(values)), -np.nan_to_num(values), ~np.isnan(values)))
+        kept[row, order[:count]] = True
+    return kept
+
+
+def check(batch, d_in, segments, width, dtype, interpret):
+    x = draw(batch, d_in, dtype)
+    for some in ((0, 1, d_in // 2), (d_in, -(-d_in // 3), d_in - 1)):
+        cut = counts(some[:segments], layer=1)
+        rows = select_largest(x, cut, width=width, interpret=interpret)
+        assert same_bits(rows, select_largest_reference(x, cut, width=width))
+        for segment, count in enumerate(some[:segments]):
+            check_listed(rows, segment, np.asarray(x, np.float32), largest(x, count))
+
+
+def check_listed(rows, segment, x, keep):
+    """Raise unless the lists hold `x` where kept, 0 for the other rows, and no other channel."""
+    found, seen = np.zeros_like(x), []
+    for which, count in enumerate(np.asarray(rows.count[segment])):
+        index = np.asarray(rows.index[segment, which, :count])
+        assert (np.diff(index) > 0).all()
+        found[:, index] = rows.value[segment, which, :, :count]
+        seen.extend(index)
+    np.testing.assert_array_equal(found, np.where(keep, x, 0))
+    np.testing.assert_array_equal(seen, np.flatnonzero(keep.any(axis=0)))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_numpy(case):
+    check(*case, interpret=True)
+
+
+def test_scales_weigh_what_is_compared():
+    rng = np.random.default_rng(1)
+    x, scales = jnp.asarray(rng.normal(size=(2, 40)), jnp.float32), rng.uniform(0.1, 4, (2, 40)).astype(np.float32)
+    cut = counts((7, 20), scales=tuple(map(jnp.asarray, scales)))
+    rows = select_largest(x, cut, width=16, interpret=True)
+    assert same_bits(rows, select_largest_reference(x, cut, width=16))
+    for segment, count in enumerate((7, 20)):
+        check_listed(rows, segment, np.asarray(x, np.float32), largest(x, count, scales[segment]))
+
+
+def test_arguments_that_do_not_fit():
+    x = jnp.ones((1, 8))
+    with pytest.raises(TypeError, match=r"expected int32 \[layers, projections\], got float32"):
+        select_largest(x, Cut.of([0.5]), interpret=True)
+    with pytest.raises(ValueError, match="width: expected a power of two, got 24"):
+        select_largest(x, counts((3,)), width=24, interpret=True)
+    assert jax.eval_shape(lambda x: select_largest(x, counts((3,)), interpret=True), x).count.shape == (1, 1)
