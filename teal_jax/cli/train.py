@@ -12,7 +12,6 @@ from teal_jax.cli.session import Session
 
 if TYPE_CHECKING:
     from teal_jax.model import LanguageModel
-    from teal_jax.sparsity.plan import SparsityPlan
     from teal_jax.training.loop import Trained
 
 EPILOG = examples(
@@ -77,6 +76,13 @@ def command(
     plan: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="Train under this plan: recovers what it costs.")
     ] = None,
+    block: Annotated[
+        str | None,
+        typer.Option("--block", metavar="N:M", help="Block Q-Sparse: N of every M neighbouring channels, as 16:32."),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Q-Sparse in eight bits: activations are quantised before top-K.")
+    ] = False,
     bitnet: Annotated[bool, typer.Option("--bitnet", help="BitNet b1.58: weights of three values.")] = False,
     distil: Annotated[
         float, typer.Option("--distil", min=0, max=1, help="Weight of the divergence from the dense start model.")
@@ -119,15 +125,19 @@ def command(
     A run that was killed goes on with --resume and the same options, with the same losses. Its directory holds
     log.csv, loss.png, checkpoints, and at the end the model, which decodes under the sparsity it was trained with.
     """
-    if top_k is not None and plan is not None:
-        raise typer.BadParameter("--top-k and --plan are two sparsities: give one")
+    if sum(option is not None for option in (top_k, block, plan)) > 1:
+        raise typer.BadParameter("--top-k, --block and --plan are three sparsities: give one")
+    if int8 and top_k is None and block is None:
+        raise typer.BadParameter("--int8 goes with --top-k or --block; --top-k 1 keeps all channels")
     if tokenizer is not None and not scratch:
         raise typer.BadParameter("a model brings its tokenizer: --tokenizer goes with --scratch")
     with Session(quiet=quiet, as_json=as_json, debug=debug, offline=offline) as session:
+        from teal_jax.sparsity.plan import SparsityPlan
         from teal_jax.training.loop import train
         from teal_jax.training.settings import TrainSettings
+        from teal_jax.training.sparsity import q_sparse_plan
 
-        shares = None if top_k is None else _shares(top_k)
+        shares, width = (None if top_k is None else _shares(top_k), None) if block is None else _block(block)
         lm = _new(model, tokenizer, seed) if scratch else open_model(session, model, revision=revision).dense()
         settings = TrainSettings(
             steps=steps,
@@ -147,7 +157,10 @@ def command(
             hold_sparsity=hold_sparsity,
             seed=seed,
         )
-        sparsity = _plan(lm, shares, plan)
+        if plan is not None:
+            sparsity = SparsityPlan.load(plan)
+        else:
+            sparsity = None if shares is None else q_sparse_plan(lm, shares, block=width, int8=int8)
         tokens = _tokens(session, lm, data, output, resume)
         trained = train(
             lm,
@@ -184,13 +197,12 @@ def _shares(text: str) -> Any:
     return [named.get(name, named.get(SITES[site], 1.0)) for name, site in pairs]
 
 
-def _plan(lm: "LanguageModel", shares: Any, path: Path | None) -> "SparsityPlan | None":
-    from teal_jax.sparsity.plan import SparsityPlan
-    from teal_jax.training.sparsity import top_k_plan
-
-    if path is not None:
-        return SparsityPlan.load(path)
-    return None if shares is None else top_k_plan(lm.config, shares, model=lm.name)
+def _block(text: str) -> tuple[float, int]:
+    """`"16:32"` as the share kept and the width of a block; a usage error otherwise."""
+    kept, _, width = text.partition(":")
+    if not (kept.isdecimal() and width.isdecimal() and 0 < int(kept) <= int(width)):
+        raise typer.BadParameter(f"--block: expected N:M with 0 < N <= M, as 16:32, got {text!r}")
+    return int(kept) / int(width), int(width)
 
 
 def _new(shape: str, tokenizer: str | None, seed: int) -> "LanguageModel":

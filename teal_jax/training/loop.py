@@ -21,7 +21,7 @@ from teal_jax.training.course import Course, Listener, NotFiniteError
 from teal_jax.training.devices import check_batch, make_mesh, shardings
 from teal_jax.training.plot import plot_losses
 from teal_jax.training.settings import TrainSettings
-from teal_jax.training.sparsity import has_thresholds, trained_plan, training_gates
+from teal_jax.training.sparsity import has_thresholds, plan_after, training_gates
 from teal_jax.training.step import Inputs, State, cast, computed_weights, make_program, place_rows
 from teal_jax.training.token_file import TokenFile
 
@@ -66,7 +66,7 @@ def train(
       directory: of the run: configuration, log and its plot, checkpoints, at the end the model as an artifact. It must
         not hold anything, or with `resume` this run.
       settings: see `TrainSettings`.
-      plan: the sparsity of the forward pass, its derivative straight through; None: dense. See `top_k_plan`.
+      plan: the sparsity of the forward pass, its derivative straight through; None: dense. See `q_sparse_plan`.
       devices: how many of the local devices, or which; None: all. Rows are shared out over them.
       fully_sharded: so are weights and optimizer state; else each device has a copy.
       resume: go on from the newest checkpoint, from the beginning where there is none.
@@ -179,4 +179,4 @@ def _finished(
         return trained
     thresholds = np.asarray(jax.device_get(state["thresholds"])) if "thresholds" in state else None
     notes = {"steps": settings.steps, "tokens": tokens.source, "distil": settings.distil}
-    return trained.sparsify(trained_plan(plan, thresholds, notes))
+    return trained.sparsify(plan_after(plan, thresholds, notes))

@@ -1,6 +1,6 @@
 """What a run keeps beside checkpoints: the configuration that it is resumed under, and a line a step of its course.
 
-run.json     configuration: model, start weights, settings, plan, tokens
+run.json     configuration: model, teacher, settings, plan, tokens
 log.csv      step, loss and what else was measured
 checkpoints/ state, by step
 loss.png     the losses
@@ -42,10 +42,13 @@ _SHOWN = 3
 def configuration(
     lm: LanguageModel, tokens: TokenFile, settings: TrainSettings, plan: SparsityPlan | None
 ) -> dict[str, Any]:
-    """All that the losses of a run depend on, as JSON has it; devices are not part of it."""
+    """All that the losses of a run depend on once it has a checkpoint, as JSON has it; devices are not part of it.
+
+    The start model is only where it teaches: random weights differ in their last bits from one machine to the next.
+    """
     value = {
         "model": lm.config.to_dict(),
-        "start_weights": weights_digest(lm),
+        "teacher": weights_digest(lm) if settings.distil > 0 else None,
         "settings": settings.to_dict(),
         "plan": None if plan is None else plan.to_dict(),
         "tokens": {"digest": tokens.digest, "source": tokens.source},

@@ -9,45 +9,29 @@ import numpy as np
 
 from teal_jax.config import SITE_OF_PROJECTION, ModelConfig
 from teal_jax.errors import PlanError
+from teal_jax.model import LanguageModel
 from teal_jax.nn.block import Taps
 from teal_jax.nn.block_top_k import BlockTopK
 from teal_jax.nn.compensation import Biased
 from teal_jax.nn.gates import BlockGates, Dense, ModelGates, Threshold, TopK
 from teal_jax.nn.int8 import Int8
-from teal_jax.nn.q_sparse import Shares, kept_shares
-from teal_jax.nn.straight_through import StraightThrough
+from teal_jax.nn.q_sparse import Shares, q_sparse_gates
 from teal_jax.sparsity.gating import gates_of
-from teal_jax.sparsity.plan import SparsityPlan, model_sparsity
+from teal_jax.sparsity.plan import SparsityPlan, Trained
+from teal_jax.sparsity.trained import trained_plan
 
 GAIN = 0.5
 """Of a threshold's logarithm, for a share dropped that is wrong by one: settles in some ten steps, without ringing."""
 
 
-def top_k_plan(config: ModelConfig, kept: Shares, *, model: str = "model") -> SparsityPlan:
-    """Q-Sparse: of every token the share `kept` of each projection's input channels, those of largest |x|.
+def q_sparse_plan(lm: LanguageModel, kept: Shares, *, block: int | None = None, int8: bool = False) -> SparsityPlan:
+    """The plan of Q-Sparse for a model that is to be trained: of each token the share `kept`; see `q_sparse_gates`."""
+    return trained_plan(lm, q_sparse_gates(lm.config, kept, block=block, int8=int8))
 
-    Args:
-      config: of the model.
-      kept: K as a share, in (0, 1]; see `q_sparse_gates`.
-      model: its name.
 
-    Raises:
-      SparsityError: a share outside (0, 1], or another number of them.
-
-    References:
-      Q-Sparse, arXiv 2407.10969, section 2.
-    """
-    sparsity = 1 - kept_shares(config, kept)
-    return SparsityPlan(
-        sparsity=sparsity,
-        thresholds=np.zeros_like(sparsity, np.float32),
-        target=model_sparsity(config, sparsity),
-        method="q_sparse",
-        fingerprint=config.fingerprint,
-        projection_sizes=config.projection_sizes,
-        model=model,
-        gate="top_k",
-    )
+def as_trained(plan: SparsityPlan) -> SparsityPlan:
+    """The plan, saying that its model was trained through its gates."""
+    return plan if plan.trained is not None else dataclasses.replace(plan, trained=Trained())
 
 
 def training_gates(plan: SparsityPlan | None, config: ModelConfig, weights: dict[str, Any]) -> ModelGates:
@@ -58,15 +42,16 @@ def training_gates(plan: SparsityPlan | None, config: ModelConfig, weights: dict
     """
     if plan is None:
         return Dense()
-    gates = gates_of(plan, config, weights)
-    inner: Any = gates.gate if isinstance(gates, Biased) else gates
-    bare = inner.gate if isinstance(inner, Int8) else inner
-    if not isinstance(bare, Threshold | TopK | BlockTopK) or getattr(bare, "scale", None) is not None:
+    gates: Any = gates_of(as_trained(plan), config, weights)
+    inner = gates.gate
+    while isinstance(inner, Biased | Int8):
+        inner = inner.gate
+    if not isinstance(inner, Threshold | TopK | BlockTopK) or getattr(inner, "scale", None) is not None:
         raise PlanError(
             f"a {plan.method} plan cannot be trained under: expected thresholds of |x|, top-k of |x|, and biases",
             hint="for example --method greedy, uniform or learned",
         )
-    return StraightThrough(gates)
+    return gates
 
 
 def has_thresholds(plan: SparsityPlan | None) -> bool:
@@ -95,7 +80,7 @@ def moved(thresholds: jax.Array, dropped: jax.Array, target: jax.Array) -> jax.A
     return jnp.where(target > 0, thresholds * jnp.exp(GAIN * (target - dropped)), thresholds)
 
 
-def trained_plan(plan: SparsityPlan, thresholds: np.ndarray | None, notes: dict[str, Any]) -> SparsityPlan:
+def plan_after(plan: SparsityPlan, thresholds: np.ndarray | None, notes: dict[str, Any]) -> SparsityPlan:
     """The plan that a trained model decodes under: where thresholds moved, with the new ones."""
     values = plan.thresholds if thresholds is None else thresholds
-    return dataclasses.replace(plan, thresholds=values, notes={**plan.notes, "training": notes})
+    return dataclasses.replace(as_trained(plan), thresholds=values, notes={**plan.notes, "training": notes})

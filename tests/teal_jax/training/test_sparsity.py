@@ -5,39 +5,46 @@ import numpy as np
 import pytest
 
 from teal_jax.errors import PlanError, SparsityError
+from teal_jax.nn.block_top_k import BlockTopK
 from teal_jax.nn.gates import Dense, Threshold, TopK
 from teal_jax.nn.straight_through import StraightThrough
-from teal_jax.sparsity.plan import Score
-from teal_jax.training.sparsity import moved, top_k_plan, trained_plan, training_gates, with_thresholds
+from teal_jax.sparsity.plan import Score, Trained
+from teal_jax.training.sparsity import moved, plan_after, q_sparse_plan, training_gates, with_thresholds
 from tests.teal_jax.training.tiny import CONFIG, model
 
 
 def threshold_plan(value=0.5, sparsity=0.4, **changes):
     plan = dataclasses.replace(
-        top_k_plan(CONFIG, 1 - sparsity), gate="threshold", method="uniform", thresholds=np.full((1, 7), value)
+        q_sparse_plan(model(), 1 - sparsity),
+        trained=None,
+        gate="threshold",
+        method="uniform",
+        thresholds=np.full((1, 7), value),
     )
     return dataclasses.replace(plan, **changes)
 
 
-def test_top_k_plan_says_how_much_is_dropped():
-    plan = top_k_plan(CONFIG, 0.75, model="it")
-    assert (plan.gate, plan.method, plan.model) == ("top_k", "q_sparse", "it")
+def test_the_plan_of_q_sparse():
+    plan = q_sparse_plan(model(), 0.75)
+    assert (plan.gate, plan.trained) == ("top_k", Trained())
     assert plan.sparsity.tolist() == [[0.25] * 7]
     assert plan.target == plan.model_sparsity == pytest.approx(0.25)
-    by_site = top_k_plan(CONFIG, [0.5, 0.6, 0.7, 0.8])
-    np.testing.assert_allclose(by_site.sparsity, [[0.5, 0.5, 0.5, 0.4, 0.3, 0.3, 0.2]])
+    blocks = q_sparse_plan(model(), 0.5, block=8, int8=True)
+    assert blocks.trained == Trained(int8=True, block=8)
+    gates = training_gates(blocks, CONFIG, model().params["weights"])
+    assert isinstance(gates.gate.gate, BlockTopK)
 
 
 @pytest.mark.parametrize("kept", [0.0, -0.1, 1.1, np.nan, [0.5] * 3])
 def test_k_outside_its_range(kept):
     with pytest.raises(SparsityError):
-        top_k_plan(CONFIG, kept)
+        q_sparse_plan(model(), kept)
 
 
 def test_gates_of_a_training():
     weights = model().params["weights"]
     assert isinstance(training_gates(None, CONFIG, weights), Dense)
-    top = training_gates(top_k_plan(CONFIG, 0.5), CONFIG, weights)
+    top = training_gates(q_sparse_plan(model(), 0.5), CONFIG, weights)
     assert isinstance(top, StraightThrough)
     assert isinstance(top.gate, TopK)
     assert top.gate.count.tolist() == [[8, 8, 8, 8, 8, 8, 12]]
@@ -52,10 +59,10 @@ def test_gates_of_a_training():
 def test_plans_that_follow_the_weights_are_refused():
     weights = model().params["weights"]
     for plan in (threshold_plan(score=Score(2)), threshold_plan(gate="gate_output")):
-        with pytest.raises(PlanError, match="cannot be trained under"):
+        with pytest.raises(PlanError, match=r"cannot be trained under|threshold or top_k"):
             training_gates(plan, CONFIG, weights)
     with pytest.raises(PlanError, match="another model"):
-        training_gates(top_k_plan(dataclasses.replace(CONFIG, d_mlp=32), 0.5), CONFIG, weights)
+        training_gates(q_sparse_plan(model(), 0.5), dataclasses.replace(CONFIG, d_mlp=32), weights)
 
 
 def test_thresholds_find_the_quantile_that_drops_their_share():
@@ -71,7 +78,8 @@ def test_thresholds_find_the_quantile_that_drops_their_share():
 
 def test_the_plan_of_a_trained_model():
     plan = threshold_plan(notes={"seed": 3})
-    found = trained_plan(plan, np.full((1, 7), 0.2, np.float32), {"steps": 5})
+    found = plan_after(plan, np.full((1, 7), 0.2, np.float32), {"steps": 5})
     assert found.thresholds.tolist() == np.full((1, 7), 0.2, np.float32).tolist()
+    assert found.trained == Trained()
     assert found.notes == {"seed": 3, "training": {"steps": 5}}
-    assert (trained_plan(plan, None, {}).thresholds == plan.thresholds).all()
+    assert (plan_after(plan, None, {}).thresholds == plan.thresholds).all()

@@ -2,10 +2,11 @@ import json
 import shutil
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from teal_jax.cli import app
-from teal_jax.cli.train import _shares
+from teal_jax.cli.train import _block, _shares
 from teal_jax.loading import load
 
 SIZES = ("--batch", 2, "--seq-len", 8, "--dtype", "float32", "--devices", 1, "--quiet", "--save-every", 2)
@@ -62,7 +63,8 @@ def test_from_scratch_on_answers_and_resumed(options, tmp_path):
         (["--top-k", "0"], 3, "must lie in (0, 1]"),
         (["--top-k", "much"], 2, "expected 0.6 or"),
         (["--top-k", "nose=0.5"], 2, "no site or projection nose"),
-        (["--top-k", "0.5", "--plan", "plan.json"], 2, "give one"),
+        (["--plan", "plan.json"], 2, "give one"),
+        (["--block", "2:4"], 2, "give one"),
         (["--accumulate", "3"], 3, "multiple of accumulate"),
         (["--data", "absent.txt"], 3, "holds prompts and answers"),
     ],
@@ -78,6 +80,13 @@ def test_refused(options, tmp_path, arguments, code, said):
 def test_a_tokenizer_without_scratch(tmp_path):
     run = teal("embedded", "--tokenizer", "embedded", "--data", "x.txt", "-o", tmp_path / "run")
     assert run.exit_code == 2
+
+
+def test_block():
+    assert _block("16:32") == (0.5, 32)
+    for text in ("16", "0:4", "5:4", "a:b"):
+        with pytest.raises(typer.BadParameter, match="expected N:M"):
+            _block(text)
 
 
 def test_shares():
