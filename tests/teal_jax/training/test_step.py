@@ -7,7 +7,7 @@ import pytest
 
 from teal_jax.training.devices import make_mesh
 from teal_jax.training.sparsity import q_sparse_plan, training_gates
-from teal_jax.training.step import Inputs, Losses, make_program, place_rows
+from teal_jax.training.step import Inputs, Losses, computed_weights, make_program, place_rows
 from tests.teal_jax.training.tiny import CONFIG, SETTINGS, model
 
 PLAN = q_sparse_plan(model(), 0.5)
@@ -85,6 +85,16 @@ def test_accumulating_and_computing_again_change_nothing(whole, rows):
     first, second = (jax.tree.leaves(one["optimizer"]) for one in (whole[0], state))
     for a, b in zip(first, second, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6 * max(1e-3, float(jnp.abs(a).max())) + 1e-9, rtol=1e-3)
+
+
+def test_bitnet_multiplies_with_three_values():
+    weights = model().params["weights"]
+    settings = dataclasses.replace(SETTINGS, bitnet=True, dtype="bfloat16")
+    found = computed_weights(weights, settings)["layers"][0]["mlp"]["up_proj"]["weight"]
+    assert found.dtype == jnp.bfloat16
+    assert len(np.unique(np.asarray(found, np.float32))) == 3
+    plain = computed_weights(weights, dataclasses.replace(settings, bitnet=False))
+    assert (plain["embed"]["weight"] == weights["embed"]["weight"].astype(jnp.bfloat16)).all()
 
 
 def test_the_start_model_is_not_donated(whole):
