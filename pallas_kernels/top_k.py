@@ -56,15 +56,19 @@ def top_k_mask(score: jax.Array, count: jax.Array, unused: int = 0) -> jax.Array
     Returns:
       bool `[..., d]`, exactly `count` True in each row.
     """
+    return largest_patterns(patterns(jax.lax.stop_gradient(score)), count, unused)
+
+
+def largest_patterns(bits: jax.Array, count: jax.Array, unused: int = 0) -> jax.Array:
+    """`top_k_mask` of patterns `[..., d]`; one below 0 is never kept."""
 
     def number(mask: jax.Array) -> jax.Array:
-        return jnp.sum(mask, axis=-1, keepdims=True, dtype=jnp.int32)
+        return jnp.sum(mask.astype(jnp.int32), axis=-1, keepdims=True)
 
-    bits = patterns(jax.lax.stop_gradient(score))
     count = jnp.broadcast_to(count, (*bits.shape[:-1], 1))
     (last,) = smallest_kept(lambda lows: [number(bits >= low) for low in lows], [count], unused)
     above, equal = bits > last, bits == last
-    return above | (equal & (jnp.cumsum(equal, axis=-1, dtype=jnp.int32) <= count - number(above)))
+    return above | (equal & (jnp.cumsum(equal.astype(jnp.int32), axis=-1) <= count - number(above)))
 
 
 def unused_bits(dtype: jax.typing.DTypeLike) -> int:

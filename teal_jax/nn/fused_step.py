@@ -17,9 +17,11 @@ from pallas_kernels.norm import rms_norm_select
 from pallas_kernels.reference import matmul
 from pallas_kernels.tiles import COUNTERS, DecodeTiles, decode_tiles
 from teal_jax.config import PROJECTIONS, ModelConfig
+from teal_jax.nn.block_top_k import BlockTopK
 from teal_jax.nn.cache import KVCache
 from teal_jax.nn.compensation import Biased
-from teal_jax.nn.gates import ModelGates, Threshold, TopK
+from teal_jax.nn.gates import Dense, ModelGates, Threshold, TopK
+from teal_jax.nn.int8 import Int8
 from teal_jax.nn.rope import rotary_table
 from teal_jax.nn.straight_through import without_gradient
 
@@ -41,8 +43,8 @@ def fused_step(
     Args:
       config: of the model.
       weights: nested dict, as in `LanguageModel.params["weights"]`.
-      gates: `Dense()`, or a `Threshold` or `TopK` with `[layers, 7]` values, with or without scales; or `Biased` or
-        `StraightThrough` of one.
+      gates: `Dense()`, or a `Threshold` or `TopK` with `[layers, 7]` values, with or without scales; `Int8` of a
+        `TopK`; `BlockTopK` in the place of `TopK`; or `Biased` or `StraightThrough` of one of these.
       token: int32 `[batch]`, batch at most 8.
       cache: its arrays are updated in place where the caller's jit is given them.
       tiles: how each kernel is cut; None: `choose_tiles`.
@@ -69,9 +71,14 @@ def counting_step(
     gates = without_gradient(gates)
     gates, given = (gates.gate, gates.bias) if isinstance(gates, Biased) else (gates, None)
     if tiles is None:
-        tiles = choose_tiles(config, token.shape[0], dense=not isinstance(gates, Threshold | TopK))
-    top_k = isinstance(gates, TopK)
-    limits = gates.count if isinstance(gates, TopK) else gates.value if isinstance(gates, Threshold) else None
+        tiles = choose_tiles(config, token.shape[0], dense=isinstance(gates, Dense))
+    int8 = isinstance(gates, Int8)
+    gates = gates.gate if isinstance(gates, Int8) else gates
+    block = gates.block if isinstance(gates, BlockTopK) else None
+    top_k = isinstance(gates, TopK | BlockTopK)
+    limits = (
+        gates.count if isinstance(gates, TopK | BlockTopK) else gates.value if isinstance(gates, Threshold) else None
+    )
     scale = gates.scale if isinstance(gates, Threshold | TopK) else None
     counters = jnp.zeros((COUNTERS,), jnp.int32)
     cos, sin = (table[:, 0, 0] for table in rotary_table(cache.length[:, None], config.rope, config.head_dim))
@@ -89,7 +96,9 @@ def counting_step(
     def largest(x: Any, *projections: int) -> Any:
         if limits is None or not top_k:
             return x
-        return select_largest(x, limit(limits, projections), width=tiles.width, interpret=interpret)
+        width = max(tiles.width, block or 1)
+        counts = limit(limits, projections)
+        return select_largest(x, counts, width=width, block=block, int8=int8, interpret=interpret)
 
     def of(parameters: dict[str, Any], *projections: int) -> tuple[Matrices, Matrices | None]:
         """Their matrices, and their biases where the model or the gates have some."""

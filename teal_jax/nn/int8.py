@@ -6,22 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-EPSILON = 1e-5
-"""Added to the largest |x| of a token, so that a token of zeros stays one."""
+from pallas_kernels.eight_bits import eight_bits
 
 
 def through_int8(x: jax.Array) -> jax.Array:
-    """x `[..., d]` as eight bits would hold it, in its dtype.
-
-    `q = clip(round(127 x / (max |x| + EPSILON)), -128, 127)` for each token, times `(max |x| + EPSILON) / 127`; in
-    float32, a half to the even.
-
-    References:
-      Q-Sparse, arXiv 2407.10969, section 2; BitNet b1.58, arXiv 2402.17764.
-    """
+    """x `[..., d]` as eight bits would hold it, in its dtype; see `eight_bits`."""
     wide = x.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(wide), axis=-1, keepdims=True) + EPSILON
-    return (jnp.clip(jnp.round(wide * (127 / largest)), -128, 127) * (largest / 127)).astype(x.dtype)
+    return eight_bits(wide, jnp.max(jnp.abs(wide), axis=-1, keepdims=True)).astype(x.dtype)
 
 
 @jax.tree_util.register_dataclass

@@ -92,7 +92,12 @@ def gates(batch, dtype):
 
 def largest(batch, dtype):
     counts = Cut(shape(32, 7, dtype=jnp.int32), shape(1, dtype=jnp.int32), (6,))
-    return functools.partial(select_largest, width=WIDTH), (shape(batch, D_MLP, dtype=dtype), counts), ()
+    return functools.partial(select_largest, width=WIDTH, int8=True), (shape(batch, D_MLP, dtype=dtype), counts), ()
+
+
+def largest_of_blocks(batch, dtype):
+    f, (x, counts), donate = largest(batch, dtype)
+    return functools.partial(f, block=32), (x, counts), donate
 
 
 def dense(batch, dtype):
@@ -100,7 +105,7 @@ def dense(batch, dtype):
     return functools.partial(matvec, tile=tiles(batch, dense=True).o), (x, (weight,), counters()), (2,)
 
 
-KERNELS = (norm, qkv, attention, o, gates, dense, largest)
+KERNELS = (norm, qkv, attention, o, gates, dense, largest, largest_of_blocks)
 
 
 def check(target, kernel, batch=1, dtype=jnp.bfloat16, *, spills=False):

@@ -21,7 +21,15 @@ from pallas_kernels.select import select
 from pallas_kernels.sparse import sparse_matvec
 from pallas_kernels.tiles import Tile, matvec_tile
 from pallas_kernels.workloads import LLAMA_3_8B
-from tests.pallas_kernels import test_attention, test_gate_up, test_matvec, test_norm, test_select, test_sparse
+from tests.pallas_kernels import (
+    test_attention,
+    test_gate_up,
+    test_largest,
+    test_matvec,
+    test_norm,
+    test_select,
+    test_sparse,
+)
 from tests.pallas_kernels.float64 import (
     Bounded,
     check_rows,
@@ -55,17 +63,18 @@ SMALL = {
     "gate_up": test_gate_up.CASES,
     "norm": test_norm.CASES,
     "select": test_select.CASES,
+    "top_k": test_largest.CASES,
     "attention": test_attention.CASES,
 }
-SANITIZE = {"matvec": [0, 2, 7, 9], "gate_up": [1, 5], "norm": [2], "select": [1], "attention": [1, 8]}
+SANITIZE = {"matvec": [0, 2, 7, 9], "gate_up": [1, 5], "norm": [2], "select": [1], "top_k": [1], "attention": [1, 8]}
 
 
 def check_small(kernel: str, number: int) -> None:
     case = SMALL[kernel][number]
     if kernel == "attention":
         check_attention(case)
-    elif kernel in ("norm", "select"):
-        {"norm": test_norm, "select": test_select}[kernel].check(*case, interpret=False)
+    elif kernel in ("norm", "select", "top_k"):
+        {"norm": test_norm, "select": test_select, "top_k": test_largest}[kernel].check(*case, interpret=False)
     else:
         case.check(interpret=False)
 

@@ -20,6 +20,7 @@ from teal_jax.nn.compensation import Biased
 from teal_jax.nn.fused_step import choose_tiles, counting_step, fused_step
 from teal_jax.nn.gates import Dense, ModelGates, Threshold, TopK
 from teal_jax.nn.implementation import use_fused_step
+from teal_jax.nn.int8 import Int8
 from teal_jax.nn.straight_through import StraightThrough
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -73,7 +74,7 @@ def top_k(config: ModelConfig) -> TopK:
     return TopK(counts, scale=vectors(config, 0, 0.3, 3.0))
 
 
-def with_bias(gates: Threshold | TopK, config: ModelConfig) -> Biased:
+def with_bias(gates: Threshold | Int8, config: ModelConfig) -> Biased:
     return Biased(gates, vectors(config, 1, -0.2, 0.2))
 
 
@@ -97,7 +98,7 @@ def vectors(config: ModelConfig, axis: int, low: float, high: float):
         (BIASED, with_bias(scaled(BIASED), BIASED)),
         (TINY, with_bias(thresholds(TINY), TINY)),
         (THREE, scaled(THREE)),
-        (RELU2, StraightThrough(with_bias(top_k(RELU2), RELU2))),
+        (RELU2, StraightThrough(with_bias(Int8(top_k(RELU2)), RELU2))),
     ],
     ids=[
         "dense", "sparse", "biases and tied", "sliding window", "scaled", "scaled, two biases", "biased", "odd heads",

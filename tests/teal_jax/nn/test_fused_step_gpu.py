@@ -9,6 +9,7 @@ import pytest
 
 import teal_jax
 from teal_jax.nn.gates import Dense, Threshold
+from teal_jax.nn.q_sparse import q_sparse_gates
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,10 +19,15 @@ pytestmark = [
 STEPS = 256
 
 
-def models(dtype, *, sparse=True):
-    """The embedded model with the kernels and without, under thresholds that keep about half."""
+def models(dtype, kind="threshold"):
+    """The embedded model with the kernels and without, under gates that keep about half."""
     lm = teal_jax.load("embedded", dtype=dtype, progress=False)
-    gates = Threshold(jnp.full((lm.config.num_layers, 7), 0.2, jnp.float32)) if sparse else Dense()
+    gates = {
+        "dense": Dense(),
+        "threshold": Threshold(jnp.full((lm.config.num_layers, 7), 0.2, jnp.float32)),
+        "top_k": q_sparse_gates(lm.config, 0.5),
+        "int8 blocks": q_sparse_gates(lm.config, 0.5, block=8, int8=True),
+    }[kind]
     lm = dataclasses.replace(lm, params=lm.params | {"gates": gates})
     return (dataclasses.replace(lm, implementation=name) for name in ("pallas", "xla"))
 
@@ -32,11 +38,11 @@ def start(lm, batch=1):
     return logits.argmax(-1).astype(jnp.int32), cache
 
 
-@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("kind", ["dense", "threshold", "top_k", "int8 blocks"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_float32_gives_the_same_tokens(sparse, batch):
+def test_float32_gives_the_same_tokens(kind, batch):
     tokens = {}
-    for lm in models("float32", sparse=sparse):
+    for lm in models("float32", kind):
         token, cache = start(lm, batch)
         step = jax.jit(lm.decode_step, donate_argnums=2)
         tokens[lm.implementation] = []

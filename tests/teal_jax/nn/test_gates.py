@@ -172,13 +172,24 @@ def test_the_kernels_refuse_gates_that_they_do_not_take(monkeypatch):
     monkeypatch.setattr("pallas_kernels.support.why_not", lambda: None)
     plain = Threshold(jnp.zeros((2, 7)))
     top = TopK(jnp.zeros((2, 7), jnp.int32))
-    taken = (plain, dataclasses.replace(plain, scale=((), ())), Biased(plain, ((), ())), Dense(), top, Biased(top, ()))
+    blocks, odd = (BlockTopK(top.count, size) for size in (8, 24))
+    taken = (
+        plain,
+        dataclasses.replace(plain, scale=((), ())),
+        Biased(plain, ((), ())),
+        Dense(),
+        top,
+        Int8(top),
+        Biased(top, ()),
+        blocks,
+        Int8(blocks),
+    )
     for gates in (*taken, *map(StraightThrough, taken)):
         assert use_fused_step(TINY, None, jnp.float32, 1, gates)
-    blocks = BlockTopK(jnp.zeros((2, 7), jnp.int32), 8)
-    for gates in (blocks, Int8(top), StraightThrough(blocks), Biased(blocks, ((), ())), Gates(())):
+    for gates in (odd, Int8(plain), Int8(odd), StraightThrough(odd), Biased(odd, ((), ())), Gates(())):
         assert not use_fused_step(TINY, None, jnp.float32, 1, gates)
         with pytest.raises(
-            NotImplementedError, match="they take Dense gates, Threshold, TopK, and Biased of those, got "
+            NotImplementedError,
+            match="they take Dense gates, Threshold, TopK, BlockTopK of a power of two up to 256",
         ):
             use_fused_step(TINY, "pallas", jnp.float32, 1, gates)
