@@ -15,7 +15,7 @@ from tests.teal_jax.training.tiny import token_file
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
-import os, signal, sys
+import dataclasses, os, signal, sys
 from pathlib import Path
 
 import jax
@@ -28,7 +28,8 @@ from tests.teal_jax.training.tiny import CONFIG, SETTINGS, model
 
 here = Path(sys.argv[1])
 tokens = open_token_file(here / "a.tokens")
-start(tokens, here / "copies", devices=None)
+in_parts = dataclasses.replace(SETTINGS, accumulate=2, remat=True)
+start(tokens, here / "copies", in_parts, devices=None)
 
 state = make_program(CONFIG, SETTINGS, make_mesh(), True).start(model().params["weights"], None)
 shares = {leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim}
@@ -44,7 +45,7 @@ start(tokens, here / "shares", devices=None, fully_sharded=True, listen=kill)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A directory with a run of copies and a fully sharded one, killed after its first checkpoint."""
+    """A directory with a run of copies, in parts and with remat, and a fully sharded one, killed after a checkpoint."""
     directory = tmp_path_factory.mktemp("runs")
     token_file(directory / "a.tokens")
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
@@ -59,6 +60,7 @@ def runs(tmp_path_factory):
 def test_one_code_for_one_device_and_for_four(runs, tmp_path):
     tokens = token_file(tmp_path / "a.tokens")
     alone = start(tokens, tmp_path / "alone")
+    # Neither parts nor blocks computed twice change what is computed.
     copies = [row["loss"] for row in read_log(runs / "copies" / "log.csv")]
     np.testing.assert_allclose(copies, losses(alone), rtol=1e-5)
     # What four devices began and a kill ended goes on here on one: the checkpoint knows no devices.
