@@ -1,5 +1,6 @@
 """`teal train`: a model trained with sparsity in its forward pass, or without."""
 
+import contextlib
 import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -218,7 +219,13 @@ def _new(shape: str, tokenizer: str | None, seed: int) -> "LanguageModel":
     path = Path(shape).expanduser()
     directory = path.parent if path.name == "config.json" else path
     name, config = shape_config(str(directory) if directory.is_dir() else shape)
-    found = Tokenizer.from_directory(hub.resolve(tokenizer) if tokenizer else directory, config)
+    if tokenizer is not None:
+        directory = hub.resolve(tokenizer)
+    elif shape == hub.EMBEDDED:
+        directory = hub.EMBEDDED_DIRECTORY
+    if not directory.is_dir():
+        raise TrainingError(f"the shape {shape} brings no tokenizer", hint="--tokenizer MODEL")
+    found = Tokenizer.from_directory(directory, config)
     if found.vocab_size > config.vocab_size:
         raise TrainingError(
             f"the tokenizer has {found.vocab_size} tokens, the config's vocab_size is {config.vocab_size}",
@@ -244,13 +251,19 @@ def _tokens(session: Session, lm: "LanguageModel", data: list[Path], output: Pat
         if tokens.source != names:
             raise TrainingError(f"{path} was made of {tokens.source}, --data is {names}", hint="the run's own --data")
         return tokens
-    if (output / RECORD).exists() and not resume:
+    if not (output / RECORD).exists():
+        check_new(output)
+    elif not resume:
         raise TrainingError(f"{output} holds a run", hint="--resume goes on with it; or name another directory")
-    check_new(output)
     path.unlink(missing_ok=True)  # of a run that was killed before it began
     output.mkdir(parents=True, exist_ok=True)
     session.note(f"reading {', '.join(str(file) for file in data)} into {path}")
-    return pack(lm, data, path)
+    try:
+        return pack(lm, data, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            output.rmdir()  # only if nothing is in it
+        raise
 
 
 def _summary(trained: "Trained") -> dict[str, Any]:

@@ -77,6 +77,19 @@ def test_refused(options, tmp_path, arguments, code, said):
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+def test_a_shape_without_a_tokenizer(tmp_path):
+    run = teal("llama-3.2-1b", "--scratch", "--data", tmp_path / "absent.txt", "-o", tmp_path / "run")
+    assert run.exit_code == 3
+    assert "brings no tokenizer" in run.stderr
+
+
+def test_text_that_is_not_there_leaves_nothing(tmp_path):
+    run = teal("embedded", "--data", tmp_path / "absent.txt", "-o", tmp_path / "run", "--quiet")
+    assert run.exit_code == 3
+    assert "no text file at" in run.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_tokenizer_without_scratch(tmp_path):
     run = teal("embedded", "--tokenizer", "embedded", "--data", "x.txt", "-o", tmp_path / "run")
     assert run.exit_code == 2
