@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from teal_jax.sparsity.greedy import GreedySettings as GreedySettings
     from teal_jax.sparsity.plan import SparsityPlan as SparsityPlan
     from teal_jax.sparsity.statistics import Calibration as Calibration
+    from teal_jax.training.loop import train as train
+    from teal_jax.training.settings import TrainSettings as TrainSettings
 
 __version__ = "0.1.0"
 
@@ -42,6 +44,7 @@ _HOME = {
     "Sampling": "decode.sampling",
     "SparsityPlan": "sparsity.plan",
     "TealError": "errors",
+    "TrainSettings": "training.settings",
     "allocate": "sparsity.allocation",
     "calibrate": "sparsity.calibration",
     "generate": "decode.generation",
@@ -51,6 +54,7 @@ _HOME = {
     "quantize": "quantization.driver",
     "random_model": "model",
     "stream": "decode.generation",
+    "train": "training.loop",
 }
 """Public names and the modules they live in."""
 

@@ -60,3 +60,7 @@ class ContextError(TealError, ValueError):
 
 class DeviceMemoryError(TealError):
     """The model does not fit the device's memory."""
+
+
+class TrainingError(TealError, ValueError):
+    """A training that cannot run as asked, cannot be resumed, or had to stop."""

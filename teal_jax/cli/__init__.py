@@ -18,6 +18,7 @@ from teal_jax.cli import (
     generate,
     inspect,
     sparsify,
+    train,
 )
 from teal_jax.cli.options import examples
 
@@ -35,7 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (demo, convert, calibrate, allocate, sparsify, inspect, generate, chat, eval, analyse, doctor):
+for module in (demo, convert, calibrate, allocate, sparsify, inspect, generate, chat, eval, analyse, train, doctor):
     app.command(module.__name__.rpartition(".")[2], epilog=module.EPILOG)(module.command)
 app.add_typer(bench.app, name="bench")
 

@@ -1,7 +1,9 @@
 """Text to tokens and back: a thin adapter over the checkpoint's own tokenizer, and text that streams."""
 
 import contextlib
+import hashlib
 import itertools
+import json
 import os
 import shutil
 import sys
@@ -84,6 +86,13 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Tokens it knows, added ones included; the model's embedding may have more rows."""
         return len(self._backend)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over its vocabulary and what begins and ends a text."""
+        vocabulary = sorted(self._backend.get_vocab().items(), key=lambda item: item[1])
+        text = json.dumps([vocabulary, self.bos_token_id, self.eos_token_ids])
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     @property
     def has_chat_template(self) -> bool:

@@ -39,11 +39,11 @@ class RunDirectory:
             write_json(file, self.configuration)
 
     def _check(self, there: Any) -> None:
-        differences = list(_differences(there, self.configuration))
-        if differences:
-            more = f" and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+        found = list(differences(there, self.configuration))
+        if found:
+            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             raise ArtifactError(
-                f"{self.path} holds a sweep with another configuration: {'; '.join(differences[:_SHOWN])}{more}",
+                f"{self.path} holds a sweep with another configuration: {'; '.join(found[:_SHOWN])}{more}",
                 hint="repeat that command to go on with it, or name another directory with --out",
             )
 
@@ -108,10 +108,10 @@ def _plain(value: Any) -> Any:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
-def _differences(there: Any, here: Any, name: str = "") -> Any:
+def differences(there: Any, here: Any, name: str = "") -> Any:
     """`name: there / here` of every value that differs."""
     if isinstance(there, dict) and isinstance(here, dict):
         for key in sorted({*there, *here}):
-            yield from _differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
+            yield from differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
     elif there != here:
         yield f"{name} was {there!r}, is {here!r}"

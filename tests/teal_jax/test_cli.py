@@ -25,6 +25,7 @@ COMMANDS = (
     "eval",
     "analyse",
     "bench",
+    "train",
     "doctor",
 )
 PROMPT = "Once upon a time"
