@@ -29,13 +29,6 @@ DECODE_CHUNK = 64
 """Most tokens that one call of the loop decodes."""
 
 
-ON_DEVICE = {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE"}
-"""XLA's options for the loop on a GPU: one CUDA graph holds it, its condition included.
-
-By default the host looks at the condition before every token, and the GPU waits for it.
-"""
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
@@ -127,8 +120,7 @@ def decode_function(
         steps, state, tokens = lax.while_loop(unfinished, step, (jnp.int32(0), state, tokens))
         return state, tokens, steps
 
-    options = ON_DEVICE if jax.default_backend() == "gpu" else None
-    return jax.jit(chunk, donate_argnums=1, compiler_options=options)
+    return jax.jit(chunk, donate_argnums=1)
 
 
 def decode_chunk(lm: LanguageModel, state: DecodeState, n: int, sampler: Sampler) -> tuple[DecodeState, np.ndarray]:
