@@ -1,6 +1,7 @@
 """The fused decode step, in interpret mode, against the plain decoder."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -36,8 +37,8 @@ TINY = ModelConfig(
     rope=RopeConfig(theta=1000.0),
 )
 BIASED = dataclasses.replace(TINY, attention_bias=True, mlp_bias=True, tie_embeddings=True)
+WINDOWED = dataclasses.replace(BIASED, sliding_window=6)
 THREE = dataclasses.replace(TINY, num_heads=6)  # a list of 48 channels, filled up to 64
-WINDOWED = dataclasses.replace(TINY, sliding_window=6)
 
 
 def tile(columns: int, splits: int) -> Tile:
@@ -49,8 +50,9 @@ TILES = DecodeTiles(
 )
 
 
-def model(config: ModelConfig, dtype=jnp.float32) -> teal_jax.LanguageModel:
-    lm = teal_jax.random_model(config, dtype=dtype)
+@functools.cache
+def model(config: ModelConfig) -> teal_jax.LanguageModel:
+    lm = teal_jax.random_model(config)
     # Larger than the initialisation, so that a wrong layer shows in the logits.
     weights = jax.tree.map(lambda x: x * 5 if x.ndim == 2 else x + 0.1, lm.params["weights"])
     return dataclasses.replace(lm, params=lm.params | {"weights": weights})
@@ -82,15 +84,12 @@ def vectors(config: ModelConfig, axis: int, low: float, high: float):
     ("config", "gates"),
     [
         (TINY, Dense()),
-        (TINY, thresholds(TINY)),
-        (BIASED, thresholds(BIASED)),
         (WINDOWED, thresholds(WINDOWED)),
-        (TINY, scaled(TINY)),
-        (BIASED, with_bias(scaled(BIASED), BIASED)),
         (TINY, with_bias(thresholds(TINY), TINY)),
         (THREE, scaled(THREE)),
+        (BIASED, with_bias(scaled(BIASED), BIASED)),
     ],
-    ids=["dense", "sparse", "biases and tied", "sliding window", "scaled", "scaled, two biases", "biased", "odd heads"],
+    ids=["dense", "sliding window, biases, tied", "biased", "scaled, odd heads", "scaled, two biases"],
 )
 def test_float32_gives_the_same_logits_and_tokens(config: ModelConfig, gates: ModelGates):
     lm = model(config)
@@ -117,8 +116,9 @@ def test_counts_are_the_rows_that_the_thresholds_keep():
     gates = thresholds(TINY)
     params = lm.params | {"gates": gates}
     cache = lm.init_cache(1, 24)
-    step = jax.jit(lambda w, g, t, c: counting_step(TINY, w, g, t, c, TILES, interpret=True))
-    _, _, kept = step(params["weights"], gates, jnp.asarray([3]), cache)
+    token = jnp.asarray([3], jnp.int32)
+    count = jax.jit(lambda w, g, t, c: counting_step(TINY, w, g, t, c, TILES, interpret=True)[2])
+    kept = count(params["weights"], gates, token, cache)
     dropped = []
 
     def observe(taps, gate):
@@ -127,7 +127,7 @@ def test_counts_are_the_rows_that_the_thresholds_keep():
 
     model_functions(TINY).forward(params, jnp.asarray([[3]]), jnp.ones((1, 1), bool), None, observe)
     assert kept.tolist() == dropped
-    _, _, dense = counting_step(TINY, params["weights"], Dense(), jnp.asarray([3]), cache, TILES, interpret=True)
+    dense = count(params["weights"], Dense(), token, cache)
     assert dense.tolist() == [[d_in for d_in, _ in TINY.projection_shapes]] * 2
 
 
