@@ -23,7 +23,7 @@ def _network_asked(config: pytest.Config) -> bool:
 
 
 def _compile_quickly(config: pytest.Config) -> None:
-    """On a CPU nearly all of the time is XLA's: no slow passes, and a program is compiled once for all the workers."""
+    """Nearly all of the time is XLA's: no slow passes, and one compilation of a program for all the workers."""
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # also in the workers, which inherit it
         return

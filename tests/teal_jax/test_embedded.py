@@ -120,9 +120,12 @@ def test_bits_per_byte_on_real_stories(model, shared):
 
 def test_says_when_a_story_ends(model):
     eos, before, at_end = model.config.eos_token_ids[0], [], []
-    for story in stories(embedded.HELDOUT_TEXT)[:12]:
-        tokens = model.tokenizer.encode(story)[: model.config.max_position]
-        logits = np.asarray(model.logits(np.array([tokens], np.int32)), np.float64)[0]
+    rows = [model.tokenizer.encode(story)[: model.config.max_position] for story in stories(embedded.HELDOUT_TEXT)[:12]]
+    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)  # one program for all lengths
+    for padded, row in zip(tokens, rows, strict=True):
+        padded[: len(row)] = row
+    for logits, row in zip(model.logits(tokens), rows, strict=True):
+        logits = np.asarray(logits[: len(row)], np.float64)
         share = np.exp(logits[:, eos]) / np.exp(logits).sum(axis=-1)
         before.append(share[:-1].mean())
         at_end.append(share[-1])

@@ -112,7 +112,8 @@ def test_formats_that_no_kernel_takes(fixtures, command, arguments, said):
 
 
 @pytest.mark.usefixtures("pretend_gpu", "no_gpu")
-def test_failed_measurements_are_loud(fixtures):
+def test_failed_measurements_are_loud(fixtures, monkeypatch):
+    monkeypatch.setattr("teal_jax.benchmark.cases.ROTATION", 1)  # two calls are enough to fail
     run = teal("bench", "kernels", "--shape", fixtures / "tiny_llama3", "--quiet", "--iterations", 1)
     assert run.exit_code == 3
     assert "FAILED: qkv dense: " in run.stderr

@@ -4,28 +4,14 @@ import dataclasses
 
 import pytest
 
-from teal_jax.config import ModelConfig
 from teal_jax.decode.chat import Chat
 from teal_jax.decode.generation import generate
 from teal_jax.decode.sampling import Greedy, Sampling
 from teal_jax.decode.tokenizer import Tokenizer
 from teal_jax.errors import ContextError, TealError
-from tests.teal_jax.decode import tiny_tokenizers
-from tests.teal_jax.decode.test_generation import lively_model
+from tests.teal_jax.decode import lively, tiny_tokenizers
 
-CONFIG = ModelConfig(
-    vocab_size=330,
-    d_model=32,
-    d_mlp=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    max_position=200,
-    norm_eps=1e-5,
-    bos_token_id=1,
-    eos_token_ids=(2,),
-)
+CONFIG = dataclasses.replace(lively.CONFIG, max_position=200)
 
 
 class CannedTokens(Tokenizer):
@@ -49,7 +35,7 @@ def make_model(tmp_path, *, template=True, canned=False, **changes):
     if canned:
         tokenizer = CannedTokens(tokenizer._backend, config)
         tokenizer.answers = {}
-    return lively_model(config, tokenizer)
+    return lively.lively_model(config, tokenizer)
 
 
 def say(chat, text):
@@ -182,4 +168,4 @@ def test_stop_strings_end_an_answer(tmp_path):
 
 def test_chat_needs_a_tokenizer():
     with pytest.raises(TealError, match="tokenizer"):
-        Chat(lively_model(CONFIG))
+        Chat(lively.lively_model(CONFIG))

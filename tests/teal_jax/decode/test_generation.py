@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from teal_jax.config import ModelConfig
 from teal_jax.decode import decode_loop
 from teal_jax.decode.decode_loop import Clock, begin, bucket_length, cache_capacity, decode_chunk
 from teal_jax.decode.generation import generate, stream, stream_pieces
@@ -16,36 +15,10 @@ from teal_jax.decode.sampling import Greedy, Sampling
 from teal_jax.decode.stops import StopMatcher, stop_strings
 from teal_jax.decode.tokenizer import Tokenizer
 from teal_jax.errors import ContextError, DataError, TealError
-from teal_jax.model import random_model
-from teal_jax.nn.gates import Threshold
 from tests.teal_jax.decode import tiny_tokenizers
+from tests.teal_jax.decode.lively import CONFIG, lively_model, sparse
 
-CONFIG = ModelConfig(
-    vocab_size=330,
-    d_model=32,
-    d_mlp=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    max_position=160,
-    norm_eps=1e-5,
-    bos_token_id=1,
-    eos_token_ids=(2,),
-)
 WINDOWED = dataclasses.replace(CONFIG, sliding_window=24)
-
-
-def lively_model(config, tokenizer=None):
-    """Random weights, large enough that its text does not run in circles."""
-    lm = random_model(config, seed=3)
-    weights = jax.tree.map(lambda w: w * 12 if w.ndim == 2 else w, lm.params["weights"])
-    return dataclasses.replace(lm, params=lm.params | {"weights": weights}, tokenizer=tokenizer)
-
-
-def sparse(lm, value=0.3):
-    gates = Threshold(jnp.full((lm.config.num_layers, 7), value, jnp.float32))
-    return dataclasses.replace(lm, params=lm.params | {"gates": gates})
 
 
 @pytest.fixture(scope="module")

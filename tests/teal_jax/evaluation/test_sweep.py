@@ -251,8 +251,11 @@ def test_a_missed_target_and_too_little_text_are_said(lm, calibration, tmp_path)
     assert realised.cells[1][0].endswith(" !")
     # Windows of one long document carry an interval, but not a trustworthy one.
     long = read_text(lm, tiny_tokens(1, 120, seed=2), context=12, window=4)
-    cells, failures, prompted = run(lm, long, tmp_path / "long", asked, methods=["off"], targets=[0.4])
-    report = report_of(lm, long, cells, failures, prompted)
+    settings = dataclasses.replace(SETTINGS, prompts=0)
+    cells, failures, prompted = run(
+        lm, long, tmp_path / "long", asked, methods=["off"], targets=[0.4], settings=settings
+    )
+    report = report_of(lm, long, cells, failures, prompted, settings)
     assert "fewer than 20 documents" in " ".join(report.notes)
     assert report.rows[1]["ppl_interval"] is not None
 
