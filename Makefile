@@ -19,10 +19,10 @@ demo: venv ## import, sparsify, compare and talk with the embedded model (ARGS: 
 	$(BIN)/teal demo $(ARGS)
 
 test: lint types ## lint, types and the whole CPU test suite
-	JAX_PLATFORMS=cpu $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-fast: venv ## the CPU test suite without the slow tests
-	JAX_PLATFORMS=cpu $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 test-gpu: venv ## the test suite on the CUDA device
 	TEAL_TEST_GPU=1 $(BIN)/pytest $(ARGS)

@@ -30,7 +30,7 @@ def _compile_quickly(config: pytest.Config) -> None:
     programs = tempfile.mkdtemp(prefix="teal-jax-tests-")
     config.add_cleanup(lambda: shutil.rmtree(programs, ignore_errors=True))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # smaller ones cost more to keep
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+import teal_jax
 from teal_jax.config import ModelConfig
 from teal_jax.model import LanguageModel, random_model
 
@@ -42,6 +43,12 @@ def _tiny_model(config: ModelConfig, seed: int, scale: float, dtype: str) -> Lan
     grow = lambda leaf: leaf * scale if leaf.ndim == 2 else leaf  # noqa: E731
     lm.params["weights"] = jax.tree.map(grow, lm.params["weights"])
     return lm
+
+
+def tiny_sparse(lm: LanguageModel, target: float) -> LanguageModel:
+    """Under the uniform thresholds of a small calibration."""
+    calibration = teal_jax.calibrate(lm, tiny_tokens(4, 32, seed=1), progress=False)
+    return lm.sparsify(teal_jax.allocate(lm, calibration, target, method="uniform"))
 
 
 def tiny_tokens(rows: int, seq: int, *, config: ModelConfig = TINY, seed: int = 0) -> np.ndarray:

@@ -6,12 +6,11 @@ import warnings
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from teal_jax.cli import app
 from teal_jax.cli.session import Session
 from teal_jax.errors import DataError, TealError
 from teal_jax.sparsity.plan import SparsityPlan
+from tests.teal_jax.command import ok, teal
 
 COMMANDS = (
     "demo",
@@ -32,35 +31,15 @@ PROMPT = "Once upon a time"
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def teal(*arguments, stdin=None):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
-
-
 def run_process(*arguments, stdin=""):
     """`teal` as a process, for what only a process has: signals, pipes, exit codes."""
     command = [sys.executable, "-m", "teal_jax.cli", *map(str, arguments)]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
 
 
-def ok(run):
-    assert run.exit_code == 0, run.output + repr(run.exception)
-    return run
-
-
 @pytest.fixture(scope="module")
 def model(fixtures):
     return fixtures / "tiny_mistral"
-
-
-@pytest.fixture(scope="module")
-def halves(fixtures, tmp_path_factory):
-    """Calibration and evaluation text."""
-    folder = tmp_path_factory.mktemp("text")
-    text = (fixtures / "text.txt").read_text()
-    first, second = folder / "first.txt", folder / "second.txt"
-    first.write_text(text[: len(text) // 2])
-    second.write_text(text[len(text) // 2 :])
-    return first, second
 
 
 @pytest.fixture(scope="module")

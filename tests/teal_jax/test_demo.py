@@ -25,19 +25,8 @@ SETTINGS = DemoSettings(
 )
 
 
-@pytest.fixture
-def texts(fixtures, tmp_path):
-    """Two halves of the fixtures' text, as files."""
-    text = (fixtures / "text.txt").read_text()
-    half = len(text) // 2
-    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
-    first.write_text(text[:half])
-    second.write_text(text[half:])
-    return first, second
-
-
-def test_every_stage_on_a_tiny_model(fixtures, texts, tmp_path):
-    demo = Demo(fixtures / "tiny_mistral", *texts, tmp_path / "out", settings=SETTINGS, progress=False)
+def test_every_stage_on_a_tiny_model(fixtures, halves, tmp_path):
+    demo = Demo(fixtures / "tiny_mistral", *halves, tmp_path / "out", settings=SETTINGS, progress=False)
     lm = demo.load()
     calibration = demo.calibrate(lm)
     plans = demo.allocate(lm, calibration)
@@ -64,19 +53,19 @@ def test_every_stage_on_a_tiny_model(fixtures, texts, tmp_path):
     assert list(demo.seconds) == stages
 
 
-def test_another_directory_is_not_overwritten(fixtures, texts, tmp_path):
+def test_another_directory_is_not_overwritten(fixtures, halves, tmp_path):
     (tmp_path / "out" / "model").mkdir(parents=True)
     with pytest.raises(ArtifactError, match="not a saved model"):
-        Demo(fixtures / "tiny_mistral", *texts, tmp_path / "out", settings=SETTINGS)
+        Demo(fixtures / "tiny_mistral", *halves, tmp_path / "out", settings=SETTINGS)
 
 
-def test_the_shown_target_is_one_that_is_compared(fixtures, texts, tmp_path):
+def test_the_shown_target_is_one_that_is_compared(fixtures, halves, tmp_path):
     with pytest.raises(ValueError, match="shown"):
-        Demo(fixtures / "tiny_mistral", *texts, tmp_path, settings=dataclasses.replace(SETTINGS, shown=0.3))
+        Demo(fixtures / "tiny_mistral", *halves, tmp_path, settings=dataclasses.replace(SETTINGS, shown=0.3))
 
 
-def arguments(fixtures, texts, tmp_path, *more):
-    named = ["--model", fixtures / "tiny_mistral", "--calibration-data", texts[0], "--data", texts[1]]
+def arguments(fixtures, halves, tmp_path, *more):
+    named = ["--model", fixtures / "tiny_mistral", "--calibration-data", halves[0], "--data", halves[1]]
     return ["demo", *map(str, named), "--out", str(tmp_path / "out"), "--prompt", "Once", "-n", "8", *more]
 
 
@@ -86,16 +75,16 @@ def quick(monkeypatch):
     monkeypatch.setattr("teal_jax.demo.DemoSettings", lambda: SETTINGS)
 
 
-def test_the_command_shows_everything(quick, fixtures, texts, tmp_path):
-    run = CliRunner().invoke(app, arguments(fixtures, texts, tmp_path))
+def test_the_command_shows_everything(quick, fixtures, halves, tmp_path):
+    run = CliRunner().invoke(app, arguments(fixtures, halves, tmp_path))
     assert run.exit_code == 0, run.output
     for text in ("tiny_mistral", "40.0 %", "uniform", "tok/s", "the same", "perplexity.png", "plan.png"):
         assert text in run.stdout, text
     assert "Calibrating" in run.stderr
 
 
-def test_json_is_one_object(quick, fixtures, texts, tmp_path):
-    run = CliRunner().invoke(app, arguments(fixtures, texts, tmp_path, "--json", "--quiet"))
+def test_json_is_one_object(quick, fixtures, halves, tmp_path):
+    run = CliRunner().invoke(app, arguments(fixtures, halves, tmp_path, "--json", "--quiet"))
     assert run.exit_code == 0, run.output
     values = json.loads(run.stdout)
     assert len(values["quality"]) == 5
@@ -106,8 +95,8 @@ def test_json_is_one_object(quick, fixtures, texts, tmp_path):
     assert np.shape(values["plan"]["sparsity"]) == (2, 7)
 
 
-def test_quiet_leaves_table_and_paths(quick, fixtures, texts, tmp_path):
-    run = CliRunner().invoke(app, arguments(fixtures, texts, tmp_path, "--quiet"))
+def test_quiet_leaves_table_and_paths(quick, fixtures, halves, tmp_path):
+    run = CliRunner().invoke(app, arguments(fixtures, halves, tmp_path, "--quiet"))
     assert run.exit_code == 0, run.output
     assert not run.stderr
     assert "realised" in run.stdout
@@ -133,7 +122,7 @@ def test_columns_grow():
 @pytest.mark.slow
 @pytest.mark.skipif(not is_model_directory(EMBEDDED_DIRECTORY), reason="no embedded model in this checkout")
 def test_the_real_thing(monkeypatch, tmp_path):
-    # The embedded model, its texts and every target; an eighth of the scored tokens tells the methods apart as well.
+    # The embedded model, its halves and every target; an eighth of the scored tokens tells the methods apart as well.
     greedy = dataclasses.replace(GREEDY, max_rows=1)
     fewer = DemoSettings(calibration_tokens=4096, greedy=greedy, scored_tokens=1024, new_tokens=32)
     monkeypatch.setattr("teal_jax.demo.DemoSettings", lambda: fewer)

@@ -6,7 +6,7 @@ from teal_jax.config import SITE_OF_PROJECTION
 from teal_jax.errors import DataError
 from teal_jax.scoring import default_windows, dense_tokens, windows
 from teal_jax.sparsity.plan import model_sparsity
-from tests.reference import TINY, forward, tiny_model, tiny_tokens
+from tests.reference import TINY, forward, tiny_model, tiny_sparse, tiny_tokens
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +16,7 @@ def lm():
 
 @pytest.fixture(scope="module")
 def sparse(lm):
-    calibration = teal_jax.calibrate(lm, tiny_tokens(4, 32, seed=1), progress=False)
-    return lm.sparsify(teal_jax.allocate(lm, calibration, 0.4, method="uniform"))
+    return tiny_sparse(lm, 0.4)
 
 
 @pytest.mark.parametrize("length", [2, 9, 12, 13, 40, 41])

@@ -4,37 +4,21 @@ import math
 import numpy as np
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
 from teal_jax.analysis.plots import draw
 from teal_jax.analysis.rows import Rows
 from teal_jax.analysis.run import WHAT, analyse
 from teal_jax.analysis.tables import tables
-from teal_jax.cli import app
 from teal_jax.errors import DataError
 from tests.reference import tiny_tokens
+from tests.teal_jax.command import teal
 
 SIZES = ("--seq-len", 24, "--tokens", 192, "--calibration-tokens", 192, "--batches", "1,2", "--quiet")
-
-
-def teal(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
 def model(fixtures):
     return fixtures / "tiny_mistral"
-
-
-@pytest.fixture(scope="module")
-def halves(fixtures, tmp_path_factory):
-    """Calibration and evaluation text."""
-    folder = tmp_path_factory.mktemp("text")
-    text = (fixtures / "text.txt").read_text()
-    first, second = folder / "first.txt", folder / "second.txt"
-    first.write_text(text[: len(text) // 2])
-    second.write_text(text[len(text) // 2 :])
-    return first, second
 
 
 @pytest.fixture

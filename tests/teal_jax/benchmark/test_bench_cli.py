@@ -3,13 +3,8 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from typer.testing import CliRunner
 
-from teal_jax.cli import app
-
-
-def teal(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+from tests.teal_jax.command import teal
 
 
 @pytest.fixture

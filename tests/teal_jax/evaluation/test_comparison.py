@@ -7,7 +7,7 @@ from teal_jax.evaluation.comparison import DenseSide, compare
 from teal_jax.evaluation.weight_bytes import unread_share, weight_bytes
 from teal_jax.nn.gates import Dense
 from teal_jax.scoring import lay_windows
-from tests.reference import TINY, block, norm, tiny_model, tiny_tokens, weights64
+from tests.reference import TINY, block, norm, tiny_model, tiny_sparse, tiny_tokens, weights64
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +17,7 @@ def lm():
 
 @pytest.fixture(scope="module")
 def sparse(lm):
-    calibration = teal_jax.calibrate(lm, tiny_tokens(4, 32, seed=1), progress=False)
-    return lm.sparsify(teal_jax.allocate(lm, calibration, 0.4, method="uniform"))
+    return tiny_sparse(lm, 0.4)
 
 
 def residuals(lm, tokens, thresholds, sparse_from):

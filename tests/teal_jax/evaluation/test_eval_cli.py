@@ -4,34 +4,21 @@ import json
 import re
 
 import pytest
-from typer.testing import CliRunner
 
-from teal_jax.cli import app
 from teal_jax.cli.evaluation import parse_methods
 from teal_jax.evaluation.page import render
 from teal_jax.evaluation.report import EvaluationReport
 from teal_jax.sparsity.allocation import METHODS
+from tests.teal_jax.command import ok, teal
 from tests.teal_jax.evaluation.browser import Browser, find_browser
 
 
-def teal(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def ok(run):
-    assert run.exit_code == 0, run.output + repr(run.exception)
-    return run
-
-
 @pytest.fixture(scope="module")
-def arguments(fixtures, tmp_path_factory):
+def arguments(fixtures, halves, tmp_path_factory):
     """Of one small evaluation, without its directory."""
-    folder = tmp_path_factory.mktemp("text")
-    text = (fixtures / "text.txt").read_text()
-    first, second = folder / "first.txt", folder / "second.txt"
-    first.write_text(text[: len(text) // 2])
+    first, second = halves[0], tmp_path_factory.mktemp("documents") / "second.txt"
     # Documents enough for an interval.
-    second.write_text("<|endoftext|>".join(re.findall(r"\S.{50}", text[len(text) // 2 :], re.DOTALL)))
+    second.write_text("<|endoftext|>".join(re.findall(r"\S.{50}", halves[1].read_text(), re.DOTALL)))
     sizes = ("-s", "0,0.3,0.6", "--context", 32, "--window", 32, "--prompts", 3)
     return "eval", fixtures / "tiny_mistral", "--data", second, "--calibration-data", first, *sizes
 

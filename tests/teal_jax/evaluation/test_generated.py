@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import teal_jax
 from teal_jax.decode.sampling import Sampling
 from teal_jax.evaluation.generated import (
     Prompted,
@@ -16,7 +15,7 @@ from teal_jax.evaluation.generated import (
     repeated_ngrams,
 )
 from teal_jax.evaluation.text import read_text
-from tests.reference import tiny_model, tiny_tokens
+from tests.reference import tiny_model, tiny_sparse, tiny_tokens
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +25,7 @@ def lm():
 
 @pytest.fixture(scope="module")
 def sparse(lm):
-    calibration = teal_jax.calibrate(lm, tiny_tokens(4, 32, seed=1), progress=False)
-    return lm.sparsify(teal_jax.allocate(lm, calibration, 0.5, method="uniform"))
+    return tiny_sparse(lm, 0.5)
 
 
 def test_agreement_is_what_decoding_token_by_token_finds(lm, sparse):

@@ -9,7 +9,7 @@ from teal_jax.config import SITE_OF_PROJECTION
 from teal_jax.harness.rows import Row
 from teal_jax.harness.score import Tally, score_rows
 from teal_jax.sparsity.plan import model_sparsity
-from tests.reference import TINY, forward, tiny_model, tiny_tokens
+from tests.reference import TINY, forward, tiny_model, tiny_sparse, tiny_tokens
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,7 @@ def dense():
 
 @pytest.fixture(scope="module")
 def sparse(dense):
-    calibration = teal_jax.calibrate(dense, tiny_tokens(4, 32, seed=1), progress=False)
-    return dense.sparsify(teal_jax.allocate(dense, calibration, 0.5, method="uniform"))
+    return tiny_sparse(dense, 0.5)
 
 
 def row(length, score, dense=None, seed=0):
