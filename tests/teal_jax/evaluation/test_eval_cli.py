@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_no_folder_of_this_machine_is_told(arguments, evaluated):
     assert str(arguments[1].parent) not in text
 
 
-def test_the_same_command_goes_on_and_another_is_refused(arguments, evaluated):
+def test_the_same_command_goes_on_and_another_is_refused(arguments, evaluated, tmp_path):
     path = evaluated[0]
     before = json.loads((path / "report.json").read_text())
     run = ok(teal(*arguments, "-o", path))
@@ -79,7 +80,8 @@ def test_the_same_command_goes_on_and_another_is_refused(arguments, evaluated):
     assert "scoring" not in run.stderr
     assert "Calibrating" not in run.stderr
     assert after["rows"] == before["rows"]
-    cut = [*arguments, "-o", path, "--measured", "--method", "greedy,wina"]
+    copy = shutil.copytree(path, tmp_path / "copy")  # what it writes is another report
+    cut = [*arguments, "-o", copy, "--measured", "--method", "greedy,wina"]
     assert "Not measured: wina 30 %, wina 60 %." in " ".join(ok(teal(*cut)).stdout.split())
     run = teal(*arguments, "-o", path, "--window", 16)
     assert run.exit_code == 3
