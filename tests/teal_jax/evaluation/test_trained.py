@@ -4,15 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from teal_jax.cli import app
+from tests.teal_jax.command import ok, teal
 
 
 def evaluate(path, model, test, train, *options):
-    arguments = ["eval", model, "--data", test, "--calibration-data", train, "-o", path, "--quiet", *options]
-    run = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert run.exit_code == 0, run.output + repr(run.exception)
+    ok(teal("eval", model, "--data", test, "--calibration-data", train, "-o", path, "--quiet", *options))
     return json.loads((path / "report.json").read_text())
 
 
