@@ -4,6 +4,9 @@
 
 Every quantised model is calibrated itself and thinned uniformly, every token of the text; perplexity, the divergence
 from the model without either, and how often both rank the same token first. Writes JSON, markdown and a PNG.
+
+Rows go to OUT/quantisation-MODEL.jsonl as they are measured and are not measured again: a killed run goes on, and
+several with different --formats can run side by side. The last to end reports all.
 """
 
 import argparse
@@ -28,9 +31,13 @@ METHODS = ("rtn", "awq", "gptq")
 SPARSITIES = (0.0, 0.25, 0.4, 0.5, 0.65)
 
 
-def cells(lm: LanguageModel, side: DenseSide, calibration_text: Any, tokens: int) -> Iterable[dict[str, Any]]:
-    """A row for each format, quantiser and sparsity, as they are measured."""
-    ways: list[tuple[str, str | None]] = [("none", None), *((f, m) for f in FORMATS for m in METHODS)]
+WAYS: list[tuple[str, str | None]] = [("none", None), *((f, m) for f in FORMATS for m in METHODS)]
+
+
+def cells(
+    lm: LanguageModel, side: DenseSide, ways: list[tuple[str, str | None]], calibration_text: Any, tokens: int
+) -> Iterable[dict[str, Any]]:
+    """A row for each way and sparsity, as they are measured."""
     for format, method in ways:
         model = lm
         if method is not None:
@@ -92,34 +99,46 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=12000)
     parser.add_argument("--context", type=int, default=192)
     parser.add_argument("--window", type=int, default=64)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--formats", default=",".join(("none", *FORMATS)), help="of them, separated by commas")
+    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
 
     lm = teal_jax.load(options.model, dtype="float32", progress=False)
     laid = {"context": options.context, "window": options.window, "max_tokens": options.max_tokens}
     text = read_text(lm, options.data, **laid)
-    rows: list[dict[str, Any]] = []
-    for row in cells(lm, DenseSide(lm, text.layout), options.calibration_data, options.calibration_tokens):
-        rows.append(row)
-        print(json.dumps(row), flush=True)
     name = Path(options.model).name
+    options.out.mkdir(parents=True, exist_ok=True)
+    kept = options.out / f"quantisation-{name}.jsonl"
+    done = {(row["format"], row["method"]) for row in read(kept) if row["target"] == SPARSITIES[-1]}
+    ways = [way for way in WAYS if way[0] in options.formats.split(",") and way not in done]
+    for row in cells(lm, DenseSide(lm, text.layout), ways, options.calibration_data, options.calibration_tokens):
+        line = json.dumps(row)
+        print(line, flush=True)
+        with kept.open("a") as file:
+            file.write(line + "\n")
+    # The same cell again, of a run that was killed within its way, replaces the first.
+    found = {(row["format"], row["method"], row["target"]): row for row in read(kept)}
+    rows = [found[*way, target] for way in WAYS for target in SPARSITIES if (*way, target) in found]
     tables = "\n\n".join(f"{show}\n\n{markdown(rows, show)}" for show in ("ppl", "kl", "top1"))
     print(tables)
-    if options.out:
-        report = {
-            "model": name,
-            "text": text.source,
-            "tokens": text.num_tokens,
-            "calibration": {"text": options.calibration_data.name, "tokens": options.calibration_tokens},
-            "setting": laid | {"dtype": "float32", "allocation": "uniform"},
-            "device": jax.devices()[0].device_kind,
-            "versions": versions(),
-            "rows": rows,
-        }
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"quantisation-{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-        (options.out / f"quantisation-{name}.md").write_text(f"# Few bits and sparsity, {name}\n\n{tables}\n")
-        plot(rows, options.out / f"quantisation-{name}.png", f"{name}: few bits and sparsity")
+    report = {
+        "model": name,
+        "text": text.source,
+        "tokens": text.num_tokens,
+        "calibration": {"text": options.calibration_data.name, "tokens": options.calibration_tokens},
+        "setting": laid | {"dtype": "float32", "allocation": "uniform"},
+        "device": jax.devices()[0].device_kind,
+        "versions": versions(),
+        "rows": rows,
+    }
+    (options.out / f"quantisation-{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (options.out / f"quantisation-{name}.md").write_text(f"# Few bits and sparsity, {name}\n\n{tables}\n")
+    plot(rows, options.out / f"quantisation-{name}.png", f"{name}: few bits and sparsity")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Rows measured so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 if __name__ == "__main__":
