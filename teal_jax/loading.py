@@ -1,6 +1,7 @@
 """`load` and `load_and_sparsify`: from a name to a model ready to run."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from teal_jax.quantization.checkpoint import quantize_checkpoint
 from teal_jax.quantization.driver import Method
 from teal_jax.sparsity.allocation import allocate
 from teal_jax.sparsity.calibration import calibrate
+from teal_jax.sparsity.default import default_method
 from teal_jax.sparsity.plan import SparsityPlan, check_sparsity
 from teal_jax.sparsity.statistics import Calibration
 
@@ -113,7 +115,7 @@ def load_and_sparsify(
     sparsity: float,
     *,
     data: TextSource | None = None,
-    method: str = "greedy",
+    method: str | None = None,
     num_tokens: int = 20480,
     seq_len: int | None = None,
     seed: int = 0,
@@ -134,7 +136,9 @@ def load_and_sparsify(
       name: see `load`. An artifact saved with its calibration is planned anew without another pass over text.
       sparsity: target model sparsity in [0, 1): the share of block weights that a decoded token need not read.
       data: calibration text; see `calibrate`. AWQ and GPTQ take it too.
-      method: allocation method; see `allocate`.
+      method: allocation method; see `allocate`. None: `"learned"`, which costs least quality at equal weights read, or
+        `"greedy"`, with a warning that says why, where it cannot be trained: too few calibration tokens, or too little
+        device memory (see `teal_jax.sparsity.default`).
       num_tokens: calibration tokens.
       seq_len: tokens a calibration row.
       seed: choice of calibration rows.
@@ -178,4 +182,8 @@ def load_and_sparsify(
         calibration = artifact.saved_calibration(name, lm)
     if calibration is None:
         calibration = calibrate(lm, data, num_tokens=num_tokens, seq_len=seq_len, seed=seed, progress=progress)
+    if method is None:
+        method, reason = default_method(lm, calibration)
+        if reason is not None:
+            warnings.warn(f"{method} in place of the default method: {reason}", stacklevel=2)
     return lm.sparsify(allocate(lm, calibration, target, method=method, progress=progress))

@@ -47,10 +47,15 @@ class Sparsifier:
     def calibration(self, calibration: "Calibration") -> None:
         self._calibration = calibration
 
-    def plan(self, target: float, method: str = "greedy") -> "SparsityPlan":
-        """A plan for `target`."""
+    def plan(self, target: float, method: str | None = "greedy") -> "SparsityPlan":
+        """A plan for `target`; method None: the default of `load_and_sparsify`."""
         from teal_jax.sparsity.allocation import allocate
+        from teal_jax.sparsity.default import default_method
 
+        if method is None:
+            method, reason = default_method(self._lm, self.calibration)
+            if reason is not None:
+                self._session.note(f"{method} in place of the default method: {reason}")
         return allocate(self._lm, self.calibration, target, method=method, progress=self._session.progress)
 
     def __call__(self, target: float, method: str = "greedy") -> "LanguageModel":

@@ -91,6 +91,10 @@ QuantizeMethod = Annotated[
 LmHead = Annotated[str | None, typer.Option("--lm-head", metavar="FORMAT", help="Quantise the lm_head too: int8.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there.")]
+MaybeMethod = Annotated[
+    MethodName | None,
+    typer.Option("--method", help="How sparsity is shared out; learned where it can be trained, else greedy."),
+]
 Method = Annotated[MethodName, typer.Option("--method", help="How sparsity is shared out over the projections.")]
 Target = Annotated[
     float,

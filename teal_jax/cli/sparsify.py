@@ -13,8 +13,7 @@ from teal_jax.cli.options import (
     Dtype,
     Json,
     LmHead,
-    Method,
-    MethodName,
+    MaybeMethod,
     Model,
     Offline,
     Overwrite,
@@ -42,7 +41,7 @@ def command(
     model: Model,
     sparsity: Target,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", show_default=False, help="Where to.")],
-    method: Method = MethodName.greedy,
+    method: MaybeMethod = None,
     data: CalibrationText = None,
     tokens: CalibrationTokens = 20480,
     seq_len: SeqLen = None,
@@ -71,7 +70,7 @@ def command(
         quantising = {"quantize": quantize, "quantize_method": quantize_method.value, "lm_head": lm_head}
         lm = open_model(session, model, dtype=dtype, revision=revision, **quantising, **text)
         sparsifier = Sparsifier(session, lm, model, **text)
-        plan = sparsifier.plan(sparsity, method.value)
+        plan = sparsifier.plan(sparsity, None if method is None else method.value)
         path = save(lm.sparsify(plan), output, calibration=sparsifier.calibration, overwrite=overwrite)
         values = {"path": str(path), "target": plan.target, "model_sparsity": plan.model_sparsity}
         session.result(

@@ -27,9 +27,10 @@ def hub_cache(tmp_path, fixtures, monkeypatch):
 
 
 def test_load_and_sparsify_mistral_7b(hub_cache):
-    fast = teal_jax.load_and_sparsify(
-        "mistral-7b", 0.4, data=STORY * 60, num_tokens=512, seq_len=64, dtype="float32", progress=False
-    )
+    with pytest.warns(UserWarning, match="greedy in place of the default method: learned needs 8,192"):
+        fast = teal_jax.load_and_sparsify(
+            "mistral-7b", 0.4, data=STORY * 60, num_tokens=512, seq_len=64, dtype="float32", progress=False
+        )
     assert fast.name == "mistral-7b"
     assert fast.plan.method == "greedy"
     assert fast.plan.model_sparsity == pytest.approx(0.4)
@@ -43,6 +44,20 @@ def test_load_and_sparsify_mistral_7b(hub_cache):
     fast.save(hub_cache / "out")
     reloaded = teal_jax.load(hub_cache / "out")
     np.testing.assert_array_equal(teal_jax.generate(reloaded, "Once there was", max_new_tokens=8).tokens, out.tokens)
+
+
+def test_the_default_method_is_learned(hub_cache, monkeypatch):
+    asked = []
+
+    def allocate(lm, calibration, target, *, method, progress):
+        asked.append(method)
+        return teal_jax.allocate(lm, calibration, target, method="uniform", progress=progress)
+
+    monkeypatch.setattr("teal_jax.loading.allocate", allocate)
+    tokens = np.arange(8192, dtype=np.int32).reshape(128, 64) % 256
+    teal_jax.load_and_sparsify("mistral-7b", 0.4, data=tokens, progress=False)
+    teal_jax.load_and_sparsify("mistral-7b", 0.4, data=tokens, method="greedy", progress=False)
+    assert asked == ["learned", "greedy"]
 
 
 def test_without_data_it_warns_and_takes_the_bundled_text(hub_cache):
