@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 
-KEPT_THREADS, DENSE_THREADS = 90112, 81920
-"""That share a matrix: 680 and 620 on each of an H200's 132 multiprocessors. About the best of those timed there.
+KEPT_THREADS, DENSE_THREADS, CODED_THREADS = 90112, 81920, 86016
+"""That share a matrix: 680, 620 and, for all rows of codes, 650 on each of an H200's 132 multiprocessors. About the
+best of those timed there.
 
 More leave more partial sums to add. Kept rows differ in number from list to list: more, smaller programs even it out.
 """
@@ -17,6 +18,9 @@ REGISTERS = 65536
 
 LARGE, HUGE = 16384, 65536
 """Outputs from which a matrix has columns enough for wider programs: see `matvec_tile`."""
+
+FEW = 2**25
+"""Weights of a matrix so small that each thread sums only a few rows."""
 
 WIDE_SPLITS, FILLED = 8, 240
 """Of tiles of 256 columns: splits, more than the threads above ask for and faster; and the tiles, an lm_head's, from
@@ -77,33 +81,42 @@ def matvec_tile(d_in: int, d_outs: tuple[int, ...], *, batch: int = 1, dense: bo
     registers = min(64 if batch <= 2 else 96 if batch <= 4 else 168, REGISTERS // (32 * warps))
     tile = Tile(columns, 1, unroll if batch <= 4 else min(unroll, 4), warps, registers)
     wide = columns >= 256 and _tiles(d_outs, columns) <= FILLED
-    return _split(tile, d_in, WIDE_SPLITS if wide else _wanted(tile, d_outs, dense))
+    return _split(tile, d_in, WIDE_SPLITS if wide else _wanted(tile, d_outs, DENSE_THREADS if dense else KEPT_THREADS))
 
 
 def _coded_tile(d_in: int, d_outs: tuple[int, ...], *, batch: int, dense: bool, bits: int) -> Tile:
     """Also 256 bytes of a row, sixteen bytes a thread: more columns, in fewer tiles of more threads.
 
-    A thread has a sum for each of its columns and batch rows; where those are many, it takes fewer columns.
+    A thread has a sum for each of its columns and batch rows, which are added up across threads in the end. Where
+    those are many, or where a thread has few rows to spread that over (`FEW`), it takes fewer columns: 4 bits,
+    4096 x 4096, half kept: 6.7 us for 8.4.
     """
-    columns = 2048 // bits * (2 if dense and sum(d_outs) >= HUGE else 1)
+    narrow = bits == 4 and d_in * sum(d_outs) <= FEW
+    columns = 1024 // bits if narrow else 2048 // bits
+    each = 64 // bits if narrow else 128 // bits
+    large, huge = sum(d_outs) >= LARGE, dense and sum(d_outs) >= HUGE
+    columns *= 2 if huge else 1
     while columns > 32 and columns > min(d_outs):
         columns //= 2
-    each = min(128 // bits, 64 >> (batch - 1).bit_length())
+    each = min(each, 64 >> (batch - 1).bit_length())
     sums = each * batch
-    registers = 64 if sums <= 16 else 80 if sums <= 32 else 128
-    warps = 4 if sum(d_outs) >= LARGE and not dense else 8
+    warps = 4 if large and not dense else 16 if huge and batch == 1 else 8
+    registers = 64 if sums <= 16 else (72 if warps == 4 else 80) if sums <= 32 else 128
     tile = Tile(columns, 1, 4, warps, registers, each)
+    wanted = _wanted(tile, d_outs, CODED_THREADS if dense else KEPT_THREADS)
+    # Of 4 bits, programs of many columns are bound by arithmetic: more of them keep every multiprocessor busy.
+    wanted *= 1.75 if bits == 4 and large and dense else 1
     # The partial sums, written and read, should stay well below the weights, which are small here.
-    return _split(tile, d_in, _wanted(tile, d_outs, dense), most=max(1, d_in * bits // 256))
+    return _split(tile, d_in, wanted, most=max(1, d_in * bits // 256))
 
 
 def _tiles(d_outs: tuple[int, ...], columns: int) -> int:
     return sum(-(-d_out // columns) for d_out in d_outs)
 
 
-def _wanted(tile: Tile, d_outs: tuple[int, ...], dense: bool) -> float:
-    """Splits that make for about the threads that a GPU holds."""
-    return (DENSE_THREADS if dense else KEPT_THREADS) / (32 * tile.warps * _tiles(d_outs, tile.columns))
+def _wanted(tile: Tile, d_outs: tuple[int, ...], threads: int) -> float:
+    """Splits that make for about so many threads."""
+    return threads / (32 * tile.warps * _tiles(d_outs, tile.columns))
 
 
 def _split(tile: Tile, d_in: int, wanted: float, most: int | None = None) -> Tile:
