@@ -82,6 +82,8 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
             label = f"{'unquantised' if format == 'none' else format} ({own[0]['ppl']:.2f} dense)"
             axes.plot(shares, ratios, marker=MARKERS[i % 6], color=COLOURS[i % 6], label=label)
         axes.set_yscale("log")
+        axes.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+        axes.minorticks_off()
         axes.set_xlabel("realised sparsity (% of block weights skipped)")
         axes.set_ylabel("perplexity, times the format's own dense one")
         axes.set_title(title)

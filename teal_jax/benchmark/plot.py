@@ -28,11 +28,11 @@ def plot_speed(rows: Sequence[DecodeRow], limit: Callable[[float], float], path:
     with figure(path, 7.2, 4.4) as axes:
         shares = np.linspace(0, max([0.7, *(_realised(row) for row in measured)]), 100)
         speeds = [limit(share) for share in shares]
-        axes.plot(100 * shares, speeds, color="#444444", linestyle=(0, (4, 3)), label="read bandwidth")
+        axes.plot(100 * shares, speeds, color="#444444", linestyle=(0, (4, 3)), label="read bandwidth (unquantised)")
         for i, kind in enumerate(formats):
             own = [row for row in uniform if row.quantization == kind]
             xs, ys = [100 * _realised(row) for row in own], [row.tokens_per_second for row in own]
-            label = f"teal_jax, {kind or 'uniform'}"
+            label = f"teal_jax, {kind or 'unquantised'}"
             axes.plot(xs, ys, marker=MARKERS[0], color=COLOURS[i % len(COLOURS)], label=label, zorder=3)
         others = [row for row in measured if row not in uniform and row.quantization is None]
         for i, row in enumerate(others, max(1, len(formats))):
