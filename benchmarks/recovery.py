@@ -43,7 +43,7 @@ def tokens_of(lm: LanguageModel, path: Path, options: argparse.Namespace) -> Tok
         return open_token_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return sample_tokens(
-        lm, path, rows=options.rows, length=options.seq_len, batch=options.sample_batch, progress=False
+        lm, path, rows=options.rows, length=options.sample_length, batch=options.sample_batch, progress=False
     )
 
 
@@ -190,7 +190,8 @@ def main() -> None:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--seconds", type=float, help="of training, for each target: steps by the pace measured first")
     budget.add_argument("--steps", type=int)
-    parser.add_argument("--rows", type=int, default=40960, help="texts sampled")
+    parser.add_argument("--rows", type=int, default=20480, help="texts sampled")
+    parser.add_argument("--sample-length", type=int, default=512, help="of each; the later rows begin inside a story")
     parser.add_argument("--sample-batch", type=int, default=4096)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seq-len", type=int, default=256)
