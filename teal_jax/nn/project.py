@@ -11,6 +11,7 @@ from teal_jax.nn.compensation import Biased, LowRank, Rotated, only
 from teal_jax.nn.gates import Dense, Gate, GateOutput, Soft, Threshold, TopK
 from teal_jax.nn.int8 import Int8
 from teal_jax.nn.quantized import QuantizedWeight, to_dense
+from teal_jax.nn.relu import Relu
 from teal_jax.nn.straight_through import StraightThrough, passed
 
 
@@ -36,7 +37,7 @@ def project(x: jax.Array, weight: jax.Array | QuantizedWeight, gate: Gate) -> ja
             return masked_matmul(x, weight, gate.per_token())
         case StraightThrough(gate=Biased()):
             return project(x, weight, gate.inside())
-        case Threshold() | TopK() | BlockTopK() | Int8() | Rotated() | StraightThrough():
+        case Threshold() | TopK() | BlockTopK() | Relu() | Int8() | Rotated() | StraightThrough():
             return matmul(thin(x, gate), weight)
         case Soft():
             return matmul((x * gate.mask(x)).astype(x.dtype), weight)
@@ -52,7 +53,7 @@ def thin(x: jax.Array, gate: Gate) -> jax.Array:
     match gate:
         case Dense():
             return x
-        case Threshold() | TopK() | BlockTopK():
+        case Threshold() | TopK() | BlockTopK() | Relu():
             return jnp.where(gate.keep(x), x, 0)
         case Int8():
             return thin(gate.quantised(x), gate.gate)

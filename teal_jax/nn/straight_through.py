@@ -32,7 +32,7 @@ class StraightThrough:
     through it; a bias has. It also marks the gates of a model that was trained through them: see `gates.prompt_gates`.
 
     Attributes:
-      gate: `Dense`, `Threshold`, `TopK`, `BlockTopK`, `Int8` or `Rotated`; `Biased` or `Gates` of those.
+      gate: `Dense`, `Threshold`, `TopK`, `BlockTopK`, `Relu`, `Int8` or `Rotated`; `Biased` or `Gates` of those.
 
     References:
       Q-Sparse, arXiv 2407.10969, section 2: without it the gradient vanishes towards the first layers.

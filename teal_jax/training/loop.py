@@ -92,7 +92,7 @@ def train(
     mesh = make_mesh(devices)
     _check(lm, tokens, settings, min(save_every, watch_every), keep)
     check_batch(mesh, settings.batch, settings.accumulate)
-    gates = training_gates(plan, lm.config, lm.params["weights"])
+    gates = training_gates(plan, lm.config, lm.params["weights"], straight_through=settings.straight_through)
     run_record.claim(directory, run_record.configuration(lm, tokens, settings, plan), resume=resume)
     program = make_program(lm.config, settings, mesh, fully_sharded)
 

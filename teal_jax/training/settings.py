@@ -32,6 +32,7 @@ class TrainSettings:
       distil: weight in [0, 1] of KL(dense start model || model), beside the loss on the tokens, which has the rest.
       hold_sparsity: with a plan of thresholds, each moves after every step towards its share of dropped channels; see
         `teal_jax.training.sparsity.moved`.
+      straight_through: gradients pass a gate as if it were not there; False: only what it keeps learns.
       seed: of the order of rows.
     """
 
@@ -52,6 +53,7 @@ class TrainSettings:
     remat: bool = False
     distil: float = 0.0
     hold_sparsity: bool = True
+    straight_through: bool = True
     seed: int = 0
 
     def __post_init__(self):

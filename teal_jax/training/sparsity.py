@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from teal_jax.config import SITE_OF_PROJECTION, ModelConfig
+from teal_jax.config import PROJECTIONS, SITE_OF_PROJECTION, ModelConfig
 from teal_jax.errors import PlanError
 from teal_jax.model import LanguageModel
 from teal_jax.nn.block import Taps
@@ -16,6 +16,7 @@ from teal_jax.nn.compensation import Biased
 from teal_jax.nn.gates import BlockGates, Dense, ModelGates, Threshold, TopK
 from teal_jax.nn.int8 import Int8
 from teal_jax.nn.q_sparse import Shares, q_sparse_gates
+from teal_jax.nn.relu import Relu
 from teal_jax.sparsity.gating import gates_of
 from teal_jax.sparsity.plan import SparsityPlan, Trained
 from teal_jax.sparsity.trained import trained_plan
@@ -29,13 +30,31 @@ def q_sparse_plan(lm: LanguageModel, kept: Shares, *, block: int | None = None, 
     return trained_plan(lm, q_sparse_gates(lm.config, kept, block=block, int8=int8))
 
 
+def relu_plan(lm: LanguageModel) -> SparsityPlan:
+    """The plan of a model that is to be trained with `Relu` gates; how much they drop is not known before."""
+    none = np.zeros((lm.config.num_layers, len(PROJECTIONS)))
+    return SparsityPlan(
+        sparsity=none,
+        thresholds=none,
+        target=0.0,
+        method="relu",
+        fingerprint=lm.config.fingerprint,
+        projection_sizes=lm.config.projection_sizes,
+        model=lm.name,
+        gate="relu",
+        trained=Trained(),
+    )
+
+
 def as_trained(plan: SparsityPlan) -> SparsityPlan:
     """The plan, saying that its model was trained through its gates."""
     return plan if plan.trained is not None else dataclasses.replace(plan, trained=Trained())
 
 
-def training_gates(plan: SparsityPlan | None, config: ModelConfig, weights: dict[str, Any]) -> ModelGates:
-    """The gates of `plan` for training: forwards as they decode, backwards as if they were not there.
+def training_gates(
+    plan: SparsityPlan | None, config: ModelConfig, weights: dict[str, Any], *, straight_through: bool = True
+) -> ModelGates:
+    """The gates of `plan` for training: forwards as they decode, backwards as if they were not there, or as they are.
 
     Raises:
       PlanError: a plan for another model, or one whose gates follow from the weights, which change.
@@ -46,12 +65,12 @@ def training_gates(plan: SparsityPlan | None, config: ModelConfig, weights: dict
     inner = gates.gate
     while isinstance(inner, Biased | Int8):
         inner = inner.gate
-    if not isinstance(inner, Threshold | TopK | BlockTopK) or getattr(inner, "scale", None) is not None:
+    if not isinstance(inner, Threshold | TopK | BlockTopK | Relu) or getattr(inner, "scale", None) is not None:
         raise PlanError(
-            f"a {plan.method} plan cannot be trained under: expected thresholds of |x|, top-k of |x|, and biases",
+            f"a {plan.method} plan cannot be trained under: expected thresholds of |x|, top-k of |x|, relu, and biases",
             hint="for example --method greedy, uniform or learned",
         )
-    return gates
+    return gates if straight_through else gates.gate
 
 
 def has_thresholds(plan: SparsityPlan | None) -> bool:

@@ -16,6 +16,7 @@ from teal_jax.nn.gates import Dense, GateOutput, Gates, Soft, Threshold, TopK
 from teal_jax.nn.int8 import Int8
 from teal_jax.nn.project import project
 from teal_jax.nn.q_sparse import kept_of, kept_shares, q_sparse_gates
+from teal_jax.nn.relu import Relu
 from teal_jax.nn.straight_through import StraightThrough
 from tests.reference import TINY, tiny_model, tiny_tokens
 
@@ -57,6 +58,7 @@ THINNED = {
     "threshold": (Threshold(jnp.float32(0.7)), np.where(np.abs(f64(X)) > np.float32(0.7), X, 0)),
     "top_k": (TopK(COUNT), largest(X, 5)),
     "block": (BlockTopK(jnp.int32(3), 8), largest(X, 3, 8)),
+    "relu": (Relu(), np.maximum(f64(X), 0)),
     "int8": (Int8(Dense()), int8(X)),
     "int8, top_k": (Int8(TopK(COUNT)), largest(int8(X), 5)),
     "int8, block": (Int8(BlockTopK(jnp.int32(1), 4)), largest(int8(X), 1, 4)),
