@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 import teal_jax
+from teal_jax import compilation_cache
 from teal_jax.benchmark.report import commit, versions
 from teal_jax.embedded import CALIBRATION_TEXT, HELDOUT_TEXT
 from teal_jax.evaluation.run_directory import read_json, write_json
@@ -74,11 +75,13 @@ def recover(
         weight_decay=0.0,
         dtype=options.dtype,
         distil=options.distil,
+        straight_through=options.straight_through,
     )
     if (directory / RECORD).exists():
         settings = TrainSettings(**read_json(directory / RECORD)["settings"])
     elif options.seconds:
-        step = pace(lm, tokens, settings, plan)
+        # Of the first target: a second one of as many steps needs no program of its own.
+        step = report["step_seconds"] = report["step_seconds"] or pace(lm, tokens, settings, plan)
         every = max(2, int(options.seconds / step / options.measurements))
         settings = dataclasses.replace(settings, steps=every * options.measurements, warmup=options.warmup)
         print(f"{1000 * step:.1f} ms a step, {settings.steps} steps", flush=True)
@@ -190,6 +193,7 @@ def main() -> None:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--seconds", type=float, help="of training, for each target: steps by the pace measured first")
     budget.add_argument("--steps", type=int)
+    parser.add_argument("--sampled", type=Path, help="token file; made if it is not there")
     parser.add_argument("--rows", type=int, default=20480, help="texts sampled")
     parser.add_argument("--sample-length", type=int, default=512, help="of each; the later rows begin inside a story")
     parser.add_argument("--sample-batch", type=int, default=4096)
@@ -199,6 +203,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int)
     parser.add_argument("--final-rate", type=float, default=0.02)
     parser.add_argument("--distil", type=float, default=1.0)
+    parser.add_argument("--straight-through", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--measurements", type=int, default=10, help="during the training")
     parser.add_argument("--max-tokens", type=int, default=100_000, help="held-out tokens scored")
@@ -209,9 +214,10 @@ def main() -> None:
     if not (options.seconds or options.steps):
         parser.error("--seconds or --steps")
 
+    compilation_cache.enable()
     lm = teal_jax.load(options.model, dtype="float32", progress=False)
     began = time.perf_counter()
-    tokens = tokens_of(lm, options.out / "sampled.tokens", options)
+    tokens = tokens_of(lm, options.sampled or options.out / "sampled.tokens", options)
     sampled = time.perf_counter() - began
     print(f"{len(tokens.tokens):,} tokens in {sampled:.0f} s", flush=True)
     calibration = teal_jax.calibrate(
@@ -235,6 +241,7 @@ def main() -> None:
             "calibration": {"text": options.calibration_data.name, "tokens": options.calibration_tokens},
             "allocation": "uniform",
             "settings": {},
+            "step_seconds": None,
             "device": jax.devices()[0].device_kind,
             "versions": versions(),
             "commit": commit(),
