@@ -55,7 +55,7 @@ class Run:
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.group}-{self.size}-{self.label}-s{self.seed}".replace(" ", "_").replace("%", "")
+        return f"{self.group}-{self.size}-{self.label}-s{self.seed}".replace(" %", "").replace(" ", "_")
 
     @property
     def program(self) -> tuple[Any, ...]:

@@ -62,7 +62,7 @@ def setting(result: dict[str, Any]) -> str:
     """What all runs share."""
     settings = result["settings"]
     return (
-        f"Each model reads {result['tokens'] / 1e6:,.1f} M tokens ({result['unique_tokens'] / 1e6:,.1f} M different "
+        f"Each model reads {result['tokens'] / 1e6:,.3g} M tokens ({result['unique_tokens'] / 1e6:,.3g} M different "
         f"ones) in rows of {settings['seq_len']}, {settings['batch']} a step, {settings['dtype']}. Losses are nats a "
         f"token on text held out of the same source, where the model that wrote it has {result['teacher']:.3f}; "
         f"`stories` is real text. {result['device']}, jax {result['versions'].get('jax')}."

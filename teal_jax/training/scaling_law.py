@@ -46,7 +46,10 @@ class ScalingLaw:
 
         `N = N_active / (1 - S)`, so that it minimises `A(S) (1 - S) ** alpha`, whatever N_active.
         """
-        return float(_GRID[np.argmin(np.log(self.scale(_GRID)) + self.alpha * np.log1p(-_GRID))])
+        with np.errstate(divide="ignore"):
+            log_b, log_c = np.log([self.b, self.c])
+        log_scale = np.logaddexp(log_b, log_c + self.beta / (1 - _GRID))
+        return float(_GRID[np.argmin(log_scale + self.alpha * np.log1p(-_GRID))])
 
 
 def fit_scaling_law(parameters: Any, sparsity: Any, loss: Any) -> ScalingLaw:
