@@ -10,6 +10,7 @@ JSON lies in DIR/runs is not trained again, so that a killed command goes on whe
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import os
 import subprocess
@@ -140,19 +141,22 @@ def make_tokens(teacher: Any, options: argparse.Namespace) -> None:
     print(f"{len(open_token_file(whole).tokens):,} tokens in {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def zero_shares(lm: Any, tokens: Any) -> list[float]:
-    """Share of exact zeros at the four sites before any gate, by site, over `tokens` `[rows, seq]`."""
+@functools.cache
+def zero_shares(config: Any) -> Any:
+    """Jitted `(params, tokens [rows, seq]) -> [4]`: share of exact zeros at each site, before any gate."""
     import jax
     import jax.numpy as jnp
 
     from teal_jax.model import model_functions
 
+    def of_block(taps: Any, gates: Any) -> jax.Array:
+        return jnp.stack([jnp.mean(site == 0, dtype=jnp.float32) for site in taps])
+
     def zeros(params: Any, tokens: jax.Array) -> jax.Array:
         where = jnp.ones(tokens.shape, bool)
-        observe = lambda taps, gates: jnp.stack([jnp.mean(site == 0, dtype=jnp.float32) for site in taps])  # noqa: E731
-        return jnp.stack(model_functions(lm.config).forward(params, tokens, where, None, observe)[1]).mean(axis=0)
+        return jnp.stack(model_functions(config).forward(params, tokens, where, None, of_block)[1]).mean(axis=0)
 
-    return [float(share) for share in jax.jit(zeros)(lm.params, jnp.asarray(tokens))]
+    return jax.jit(zeros)
 
 
 def train_one(run: Run, teacher: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -223,7 +227,7 @@ def train_one(run: Run, teacher: Any, options: argparse.Namespace) -> dict[str, 
         "stories": stories.nll,
         "realised": own.realised_sparsity,
         "realised_by_projection": own.realised.mean(axis=0).tolist(),
-        "zeros_by_site": zero_shares(trained.lm, held[:16]),
+        "zeros_by_site": np.asarray(zero_shares(config)(trained.lm.params, held[:16])).tolist(),
         "teacher": teal_jax.perplexity(teacher, held, **layout).nll,
         "tokens_per_second": float(np.median(speeds)) if speeds else None,
         "device": jax.devices()[0].device_kind,
@@ -315,6 +319,8 @@ def main() -> None:
     train.add_argument("--jobs", type=int, default=1, help="processes side by side on the device")
     train.add_argument("--names", nargs="*", help="only these runs")
     options = parser.parse_args()
+    if options.command == "train" and options.sample_length % options.seq_len:
+        parser.error(f"--sample-length must be a multiple of --seq-len, got {options.sample_length}, {options.seq_len}")
     if options.command == "train":
         sys.exit(train_all(options))
     from q_sparse_report import write_report

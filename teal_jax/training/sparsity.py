@@ -17,6 +17,7 @@ from teal_jax.nn.gates import BlockGates, Dense, ModelGates, Threshold, TopK
 from teal_jax.nn.int8 import Int8
 from teal_jax.nn.q_sparse import Shares, q_sparse_gates
 from teal_jax.nn.relu import Relu
+from teal_jax.nn.straight_through import StraightThrough
 from teal_jax.sparsity.gating import gates_of
 from teal_jax.sparsity.plan import SparsityPlan, Trained
 from teal_jax.sparsity.trained import trained_plan
@@ -87,8 +88,19 @@ def with_thresholds(gates: Any, thresholds: jax.Array) -> Any:
 
 def dropped_shares(taps: Taps, gates: BlockGates) -> jax.Array:
     """Share of channels that a block's seven gates drop, float32 `[7]`: an observer of `Decoder.hidden`."""
-    kept = [jnp.mean(gates[i].keep(taps[site]), dtype=jnp.float32) for i, site in enumerate(SITE_OF_PROJECTION)]
-    return 1 - jnp.stack(kept)
+    return 1 - jnp.stack([_kept_share(gates[i], taps[site]) for i, site in enumerate(SITE_OF_PROJECTION)])
+
+
+def _kept_share(gate: Any, x: jax.Array) -> jax.Array:
+    inner = gate
+    while isinstance(inner, StraightThrough | Biased | Int8):
+        inner = inner.gate
+    match inner:  # top-K keeps its count: a second search would cost as much as the first
+        case TopK(where=None):
+            return inner.count.astype(jnp.float32) / x.shape[-1]
+        case BlockTopK(where=None):
+            return inner.count.astype(jnp.float32) / inner.block
+    return jnp.mean(gate.keep(x), dtype=jnp.float32)
 
 
 def moved(thresholds: jax.Array, dropped: jax.Array, target: jax.Array) -> jax.Array:
