@@ -61,7 +61,7 @@ def fit_scaling_law(parameters: Any, sparsity: Any, loss: Any) -> ScalingLaw:
     Raises:
       DataError: fewer.
     """
-    from scipy.optimize import minimize
+    from scipy.optimize import minimize, nnls
 
     size, share, loss = (np.asarray(values, float) for values in (parameters, sparsity, loss))
     if len(loss) <= _PARAMETERS or len(np.unique(size)) < 2 or len(np.unique(share)) < 3:
@@ -75,8 +75,6 @@ def fit_scaling_law(parameters: Any, sparsity: Any, loss: Any) -> ScalingLaw:
 
     def solve(point: Any) -> tuple[np.ndarray, float]:
         """E, B and C (that in units of its largest column), and the error."""
-        from scipy.optimize import nnls
-
         alpha, beta = np.exp(point)
         fall = (size / unit) ** -alpha
         columns = np.stack([np.ones_like(fall), fall, fall * np.exp(beta * (1 / (1 - share) - top))], axis=1)
