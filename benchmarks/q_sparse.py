@@ -37,7 +37,7 @@ class Run:
       size: of `SHAPES`.
       kept: share of channels that top-K keeps, None: no top-K.
       relu: ReLU in the place of top-K.
-      straight_through: gradients pass the gates as if they were not there.
+      straight_through: share of the gradient that dropped channels get.
       hidden_act: of the MLP.
       bitnet: weights of three values, activations of eight bits.
       seed: of the first weights and the order of rows.
@@ -48,7 +48,7 @@ class Run:
     size: str
     kept: float | None = None
     relu: bool = False
-    straight_through: bool = True
+    straight_through: float = 1.0
     hidden_act: str = "relu2"
     bitnet: bool = False
     seed: int = 0
@@ -56,7 +56,9 @@ class Run:
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.group}-{self.size}-{self.label}-s{self.seed}".replace(" %", "").replace(" ", "_")
+        return (
+            f"{self.group}-{self.size}-{self.label}-s{self.seed}".replace(" %", "").replace(",", "").replace(" ", "_")
+        )
 
     @property
     def program(self) -> tuple[Any, ...]:
@@ -70,15 +72,16 @@ def claims(size: str, sparsity: float, seed: int) -> list[Run]:
     made = (
         Run("claims", "dense", size, 1.0),
         Run("claims", f"top-K {share}", size, kept),
-        Run("claims", f"top-K {share} without STE", size, kept, straight_through=False),
-        Run("claims", "ReLU gates", size, relu=True, straight_through=False),
+        Run("claims", f"top-K {share} without STE", size, kept, straight_through=0.0),
+        Run("claims", "ReLU gates", size, relu=True, straight_through=0.0),
         Run("claims", "dense SiLU", size, hidden_act="silu"),
         Run("claims", "BitNet", size, 1.0, bitnet=True),
         Run("claims", f"BitNet top-K {share}", size, kept, bitnet=True),
+        Run("claims", f"top-K {share}, STE of 0.3", size, kept, straight_through=0.3),
         Run("claims", f"top-K {share} SiLU", size, kept, hidden_act="silu"),
         # Where none should be left of the difference that the paper sees at 40 %.
         Run("claims", "top-K 70 %", size, 0.3),
-        Run("claims", "top-K 70 % without STE", size, 0.3, straight_through=False),
+        Run("claims", "top-K 70 % without STE", size, 0.3, straight_through=0.0),
     )
     return [dataclasses.replace(run, seed=seed) for run in made]
 

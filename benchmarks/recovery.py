@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int)
     parser.add_argument("--final-rate", type=float, default=0.02)
     parser.add_argument("--distil", type=float, default=1.0)
-    parser.add_argument("--straight-through", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--straight-through", type=float, default=0.3, help="share of it for dropped channels")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--measurements", type=int, default=10, help="during the training")
     parser.add_argument("--max-tokens", type=int, default=100_000, help="held-out tokens scored")

@@ -12,7 +12,7 @@ from teal_jax.nn.gates import Dense, Gate, GateOutput, Soft, Threshold, TopK
 from teal_jax.nn.int8 import Int8
 from teal_jax.nn.quantized import QuantizedWeight, to_dense
 from teal_jax.nn.relu import Relu
-from teal_jax.nn.straight_through import StraightThrough, passed
+from teal_jax.nn.straight_through import StraightThrough, passed, passed_partly
 
 
 def project(x: jax.Array, weight: jax.Array | QuantizedWeight, gate: Gate) -> jax.Array:
@@ -60,7 +60,8 @@ def thin(x: jax.Array, gate: Gate) -> jax.Array:
         case Rotated():
             return only(gate.where, gate.thin(x), x)
         case StraightThrough():
-            return passed(x, thin(x, gate.gate))
+            y = thin(x, gate.gate)
+            return passed(x, y) if gate.slope == 1 else passed_partly(x, y, gate.slope)
     raise TypeError(f"a gate that only thins its input was expected, got {type(gate).__name__}")
 
 

@@ -53,9 +53,15 @@ def as_trained(plan: SparsityPlan) -> SparsityPlan:
 
 
 def training_gates(
-    plan: SparsityPlan | None, config: ModelConfig, weights: dict[str, Any], *, straight_through: bool = True
+    plan: SparsityPlan | None, config: ModelConfig, weights: dict[str, Any], *, straight_through: float = 1.0
 ) -> ModelGates:
-    """The gates of `plan` for training: forwards as they decode, backwards as if they were not there, or as they are.
+    """The gates of `plan` for training: forwards as they decode, backwards as if they were not there, or partly so.
+
+    Args:
+      plan: None: dense.
+      config: of the model.
+      weights: its weights.
+      straight_through: see `StraightThrough.slope`.
 
     Raises:
       PlanError: a plan for another model, or one whose gates follow from the weights, which change.
@@ -71,7 +77,7 @@ def training_gates(
             f"a {plan.method} plan cannot be trained under: expected thresholds of |x|, top-k of |x|, relu, and biases",
             hint="for example --method greedy, uniform or learned",
         )
-    return gates if straight_through else gates.gate
+    return dataclasses.replace(gates, slope=straight_through)
 
 
 def has_thresholds(plan: SparsityPlan | None) -> bool:

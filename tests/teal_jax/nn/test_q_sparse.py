@@ -100,6 +100,15 @@ def test_without_it_a_dropped_channel_learns_nothing():
     np.testing.assert_array_equal(np.asarray(dx)[largest(X, 5) == 0], 0)
 
 
+@pytest.mark.parametrize("gate", [TopK(COUNT), Int8(TopK(COUNT))])
+@pytest.mark.parametrize("slope", [0.0, 0.25])
+def test_a_dropped_channel_learns_a_share(gate, slope):
+    y, pull = jax.vjp(lambda x: project(x, W, StraightThrough(gate, slope)), X)
+    np.testing.assert_array_equal(y, project(X, W, gate))
+    kept = np.asarray(gate.keep(jnp.asarray(X)))
+    np.testing.assert_allclose(pull(G)[0], f64(G) @ f64(W).T * np.where(kept, 1, slope), atol=2e-5)
+
+
 def test_a_bias_learns_beside_it():
     def loss(bias, x):
         return (project(x, W, StraightThrough(Biased(TopK(COUNT), bias)).on(jnp.asarray(WHERE))) * G).sum()

@@ -57,10 +57,10 @@ def test_gates_of_a_training():
     assert new.gate.bias[0][6].tolist() == [1.0] * 16
 
 
-def test_gates_that_are_not_passed_straight_through():
-    weights = model().params["weights"]
-    assert isinstance(training_gates(q_sparse_plan(model(), 0.5), CONFIG, weights, straight_through=False), TopK)
-    assert isinstance(training_gates(relu_plan(model()), CONFIG, weights, straight_through=False), Relu)
+def test_relu_gates_that_are_not_passed_straight_through():
+    gates = training_gates(relu_plan(model()), CONFIG, model().params["weights"], straight_through=0.0)
+    assert isinstance(gates.gate, Relu)
+    assert gates[0][6].slope == gates.on(jnp.ones((1, 1), bool)).slope == 0
     plan = SparsityPlan.from_dict(relu_plan(model()).to_dict())
     assert plan.gate == "relu"
     assert isinstance(model().sparsify(plan).params["gates"], StraightThrough)
