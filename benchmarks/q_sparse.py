@@ -56,9 +56,8 @@ class Run:
     @property
     def name(self) -> str:
         """Of its file."""
-        return (
-            f"{self.group}-{self.size}-{self.label}-s{self.seed}".replace(" %", "").replace(",", "").replace(" ", "_")
-        )
+        label = self.label.replace(" %", "").replace(",", "").replace(" ", "_")
+        return f"{self.group}-{self.size}-{label}-s{self.seed}"
 
     @property
     def program(self) -> tuple[Any, ...]:
