@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--sample-batch", type=int, default=4096)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seq-len", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--warmup", type=int)
     parser.add_argument("--final-rate", type=float, default=0.02)
     parser.add_argument("--distil", type=float, default=1.0)
