@@ -107,6 +107,10 @@ def command(
     hold_sparsity: Annotated[
         bool, typer.Option("--hold-sparsity/--fixed-thresholds", help="A plan's thresholds follow its shares.")
     ] = True,
+    straight_through: Annotated[
+        float,
+        typer.Option("--straight-through", min=0, max=1, help="Gradient's share for dropped channels: 1 as Q-Sparse."),
+    ] = 1.0,
     devices: Annotated[int | None, typer.Option("--devices", min=1, help="How many; all if not given.")] = None,
     fully_sharded: Annotated[
         bool, typer.Option("--fully-sharded", help="Share out weights and optimizer state, too.")
@@ -156,6 +160,7 @@ def command(
             remat=remat,
             distil=distil,
             hold_sparsity=hold_sparsity,
+            straight_through=straight_through,
             seed=seed,
         )
         if plan is not None:

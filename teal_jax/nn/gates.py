@@ -15,6 +15,7 @@ from pallas_kernels.top_k import top_k_mask, unused_bits
 from teal_jax.nn.block_top_k import BlockTopK
 from teal_jax.nn.compensation import Biased, LowRank, Rotated, only
 from teal_jax.nn.int8 import Int8
+from teal_jax.nn.relu import Relu
 from teal_jax.nn.straight_through import StraightThrough
 
 
@@ -190,12 +191,23 @@ def prompt_gates(gates: Any) -> Any:
 
 
 type Gate = (
-    Dense | Threshold | TopK | BlockTopK | GateOutput | Soft | Biased | LowRank | Rotated | Int8 | StraightThrough
+    Dense
+    | Threshold
+    | TopK
+    | BlockTopK
+    | Relu
+    | GateOutput
+    | Soft
+    | Biased
+    | LowRank
+    | Rotated
+    | Int8
+    | StraightThrough
 )
 """Of one projection; those that have `__getitem__` also hold those of a block or of a model."""
 
-type BlockGates = Dense | Threshold | TopK | BlockTopK | Biased | Int8 | StraightThrough | tuple[Gate, ...]
+type BlockGates = Dense | Threshold | TopK | BlockTopK | Relu | Biased | Int8 | StraightThrough | tuple[Gate, ...]
 """Of the seven projections of a block."""
 
-type ModelGates = Dense | Threshold | TopK | BlockTopK | Biased | Int8 | StraightThrough | Gates
+type ModelGates = Dense | Threshold | TopK | BlockTopK | Relu | Biased | Int8 | StraightThrough | Gates
 """Of a model."""

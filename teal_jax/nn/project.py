@@ -11,7 +11,8 @@ from teal_jax.nn.compensation import Biased, LowRank, Rotated, only
 from teal_jax.nn.gates import Dense, Gate, GateOutput, Soft, Threshold, TopK
 from teal_jax.nn.int8 import Int8
 from teal_jax.nn.quantized import QuantizedWeight, to_dense
-from teal_jax.nn.straight_through import StraightThrough, passed
+from teal_jax.nn.relu import Relu
+from teal_jax.nn.straight_through import StraightThrough, passed, passed_partly
 
 
 def project(x: jax.Array, weight: jax.Array | QuantizedWeight, gate: Gate) -> jax.Array:
@@ -36,7 +37,7 @@ def project(x: jax.Array, weight: jax.Array | QuantizedWeight, gate: Gate) -> ja
             return masked_matmul(x, weight, gate.per_token())
         case StraightThrough(gate=Biased()):
             return project(x, weight, gate.inside())
-        case Threshold() | TopK() | BlockTopK() | Int8() | Rotated() | StraightThrough():
+        case Threshold() | TopK() | BlockTopK() | Relu() | Int8() | Rotated() | StraightThrough():
             return matmul(thin(x, gate), weight)
         case Soft():
             return matmul((x * gate.mask(x)).astype(x.dtype), weight)
@@ -52,14 +53,15 @@ def thin(x: jax.Array, gate: Gate) -> jax.Array:
     match gate:
         case Dense():
             return x
-        case Threshold() | TopK() | BlockTopK():
+        case Threshold() | TopK() | BlockTopK() | Relu():
             return jnp.where(gate.keep(x), x, 0)
         case Int8():
             return thin(gate.quantised(x), gate.gate)
         case Rotated():
             return only(gate.where, gate.thin(x), x)
         case StraightThrough():
-            return passed(x, thin(x, gate.gate))
+            y = thin(x, gate.gate)
+            return passed(x, y) if gate.slope == 1 else passed_partly(x, y, gate.slope)
     raise TypeError(f"a gate that only thins its input was expected, got {type(gate).__name__}")
 
 

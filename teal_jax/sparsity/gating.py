@@ -14,6 +14,7 @@ from teal_jax.nn.compensation import Biased, LowRank, Rotated
 from teal_jax.nn.gates import Dense, Gate, GateOutput, Gates, ModelGates, Threshold, TopK
 from teal_jax.nn.int8 import Int8
 from teal_jax.nn.quantized import to_dense
+from teal_jax.nn.relu import Relu
 from teal_jax.nn.straight_through import StraightThrough
 from teal_jax.sparsity.plan import Score, SparsityPlan, array_place
 
@@ -49,6 +50,8 @@ def _gates_of(plan: SparsityPlan, config: ModelConfig, weights: dict[str, Any]) 
         base = BlockTopK(jnp.asarray(np.round((1 - plan.sparsity) * block).astype(np.int32)), block)
         for width in config.site_widths:
             check_block(block, width)
+    elif plan.gate == "relu":
+        base = Relu()
     elif plan.gate == "top_k":
         base = TopK(jnp.asarray(kept_counts(config, plan.sparsity)), scale=scale)
     else:

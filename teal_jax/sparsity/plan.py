@@ -19,7 +19,7 @@ from teal_jax.errors import PlanError, SparsityError
 FORMAT_VERSION = 3
 """1: thresholds of |x|, all that most plans need; they are still written as 1. 2: gate, score or arrays. 3: trained."""
 
-GATES = ("threshold", "top_k", "gate_output")
+GATES = ("threshold", "top_k", "gate_output", "relu")
 ARRAYS = ("bias", "scale", "low_rank_a", "low_rank_b", "rotation")
 
 
@@ -98,7 +98,8 @@ class SparsityPlan:
       model: name of that model, for people.
       notes: free facts about its making (calibration text, tokens, seed, layers that fell back to uniform).
       gate: `"threshold"`: score > threshold; `"top_k"`: the `round((1 - sparsity) d_in)` largest scores of each token;
-        `"gate_output"`: CATS, thresholds of up's column act on |silu(gate_proj x)|.
+        `"gate_output"`: CATS, thresholds of up's column act on |silu(gate_proj x)|; `"relu"`: x > 0, whatever that
+        drops.
       score: of a channel; None: |x_i|.
       arrays: by name, `"bias.3.down"`: what is added to or done around projection `down` of layer 3. Names are
         `bias` `[d_out]`, `scale` `[d_in]`, `low_rank_a` `[d_in, rank]`, `low_rank_b` `[rank, d_out]`, and `rotation`

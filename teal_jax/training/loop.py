@@ -1,7 +1,7 @@
 """`train`: from a model and tokens to a trained model; killed at any step, it goes on with the same losses."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from teal_jax.training.step import Inputs, State, cast, computed_weights, make_p
 from teal_jax.training.token_file import TokenFile
 
 DEFAULT = TrainSettings()
+
+type Watcher = Callable[[int, LanguageModel], None]
+"""Called with the updates done and the model as it is then, in the compute dtype and under its plan: to evaluate it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,8 @@ def train(
     keep: int = 2,
     progress: bool = True,
     listen: Listener | None = None,
+    watch: Watcher | None = None,
+    watch_every: int = 100,
 ) -> Trained:
     """Train all weights of `lm` on next tokens; `lm` itself stays as it is.
 
@@ -74,6 +79,8 @@ def train(
       keep: newest checkpoints that are kept, >= 2: the newest is known to be good when a step from it was.
       progress: draw a progress bar.
       listen: see `Listener`.
+      watch: see `Watcher`; its time is not that of a step.
+      watch_every: steps between two calls of it; it also sees the last step.
 
     Raises:
       TrainingError: a run that is there already, or of another configuration; devices that do not divide the batch; a
@@ -83,9 +90,9 @@ def train(
     """
     directory = Path(directory)
     mesh = make_mesh(devices)
-    _check(lm, tokens, settings, save_every, keep)
+    _check(lm, tokens, settings, min(save_every, watch_every), keep)
     check_batch(mesh, settings.batch, settings.accumulate)
-    gates = training_gates(plan, lm.config, lm.params["weights"])
+    gates = training_gates(plan, lm.config, lm.params["weights"], straight_through=settings.straight_through)
     run_record.claim(directory, run_record.configuration(lm, tokens, settings, plan), resume=resume)
     program = make_program(lm.config, settings, mesh, fully_sharded)
 
@@ -102,8 +109,11 @@ def train(
     shapes = jax.eval_shape(program.fresh, weights, thresholds)
     lies = program.state_shardings(weights, thresholds)
 
+    def model_of(state: State) -> LanguageModel:
+        return _finished(lm, state, settings, plan, tokens)
+
     def keep_model(state: State) -> LanguageModel:
-        trained = _finished(lm, state, settings, plan, tokens)
+        trained = model_of(state)
         artifact.save(trained, directory / run_record.MODEL, overwrite=True)
         return trained
 
@@ -121,11 +131,16 @@ def train(
                     given = place_rows(mesh, settings.accumulate, rows, scored)
                     state, metrics = program.step(state, inputs, *given)
                     course.add(step + 1, int(scored.sum()), metrics)
-                    due = (step + 1) % save_every == 0 or step + 1 == settings.steps
+                    last = step + 1 == settings.steps
+                    due = last or (step + 1) % save_every == 0
+                    watched = watch is not None and (last or (step + 1) % watch_every == 0)
                     # One step behind: the device works on the next while the host reads this one's loss.
-                    course.settle(behind=0 if due else 1)
+                    course.settle(behind=0 if due or watched else 1)
+                    if watched:  # before the checkpoint: a run that is killed here watches again
+                        watch(step + 1, model_of(state))
                     if due:
                         checkpoints.save(step + 1, state)
+                    if due or watched:
                         course.restart_clock()
         except NotFiniteError as error:
             # The weights that gave it may be the fault, so the good ones are older.
@@ -150,13 +165,13 @@ def train(
 _CALMER = "a lower learning rate or a longer warm-up, in another directory"
 
 
-def _check(lm: LanguageModel, tokens: TokenFile, settings: TrainSettings, save_every: int, keep: int) -> None:
+def _check(lm: LanguageModel, tokens: TokenFile, settings: TrainSettings, every: int, keep: int) -> None:
     if lm.quantization is not None:
         raise TrainingError(f"{lm.name} has {lm.quantization} weights", hint="train the model before it was quantised")
     if not 1 <= settings.seq_len <= lm.config.max_position:
         raise TrainingError(f"seq_len must lie in [1, {lm.config.max_position}] here, got {settings.seq_len}")
-    if save_every < 1 or keep < 2:
-        raise TrainingError(f"save_every must be >= 1 and keep >= 2, got {save_every} and {keep}")
+    if every < 1 or keep < 2:
+        raise TrainingError(f"save_every and watch_every must be >= 1 and keep >= 2, got {every} and {keep}")
     if lm.tokenizer is not None:
         tokens.check_tokenizer(lm.tokenizer.fingerprint, lm.name)
     order.num_rows(tokens, settings.seq_len)

@@ -32,6 +32,7 @@ class TrainSettings:
       distil: weight in [0, 1] of KL(dense start model || model), beside the loss on the tokens, which has the rest.
       hold_sparsity: with a plan of thresholds, each moves after every step towards its share of dropped channels; see
         `teal_jax.training.sparsity.moved`.
+      straight_through: share of its gradient that a channel gets where a gate drops it, in [0, 1]; 1 is Q-Sparse's.
       seed: of the order of rows.
     """
 
@@ -52,13 +53,14 @@ class TrainSettings:
     remat: bool = False
     distil: float = 0.0
     hold_sparsity: bool = True
+    straight_through: float = 1.0
     seed: int = 0
 
     def __post_init__(self):
         for name in ("steps", "batch", "seq_len", "accumulate"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("distil", "final_rate"):
+        for name in ("distil", "final_rate", "straight_through"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         for name in ("beta1", "beta2"):

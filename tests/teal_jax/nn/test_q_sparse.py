@@ -16,6 +16,7 @@ from teal_jax.nn.gates import Dense, GateOutput, Gates, Soft, Threshold, TopK
 from teal_jax.nn.int8 import Int8
 from teal_jax.nn.project import project
 from teal_jax.nn.q_sparse import kept_of, kept_shares, q_sparse_gates
+from teal_jax.nn.relu import Relu
 from teal_jax.nn.straight_through import StraightThrough
 from tests.reference import TINY, tiny_model, tiny_tokens
 
@@ -57,6 +58,7 @@ THINNED = {
     "threshold": (Threshold(jnp.float32(0.7)), np.where(np.abs(f64(X)) > np.float32(0.7), X, 0)),
     "top_k": (TopK(COUNT), largest(X, 5)),
     "block": (BlockTopK(jnp.int32(3), 8), largest(X, 3, 8)),
+    "relu": (Relu(), np.maximum(f64(X), 0)),
     "int8": (Int8(Dense()), int8(X)),
     "int8, top_k": (Int8(TopK(COUNT)), largest(int8(X), 5)),
     "int8, block": (Int8(BlockTopK(jnp.int32(1), 4)), largest(int8(X), 1, 4)),
@@ -96,6 +98,15 @@ def test_what_is_masked_is_exactly_0_and_what_is_kept_keeps_its_bits(dtype):
 def test_without_it_a_dropped_channel_learns_nothing():
     dx = jax.vjp(lambda x: project(x, W, TopK(COUNT)), X)[1](G)[0]
     np.testing.assert_array_equal(np.asarray(dx)[largest(X, 5) == 0], 0)
+
+
+@pytest.mark.parametrize("gate", [TopK(COUNT), Int8(TopK(COUNT))])
+@pytest.mark.parametrize("slope", [0.0, 0.25])
+def test_a_dropped_channel_learns_a_share(gate, slope):
+    y, pull = jax.vjp(lambda x: project(x, W, StraightThrough(gate, slope)), X)
+    np.testing.assert_array_equal(y, project(X, W, gate))
+    kept = np.asarray(gate.keep(jnp.asarray(X)))
+    np.testing.assert_allclose(pull(G)[0], f64(G) @ f64(W).T * np.where(kept, 1, slope), atol=2e-5)
 
 
 def test_a_bias_learns_beside_it():

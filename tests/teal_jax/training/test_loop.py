@@ -160,3 +160,15 @@ def test_a_line_cut_short_is_dropped(tmp_path):
     assert [row["step"] for row in read_log(path)] == [1, 2, 3, 4]
     Log(path, done=2).close()
     assert [row["step"] for row in csv.DictReader(path.open())] == ["1", "2"]
+
+
+def test_a_watcher_sees_the_model_of_its_step(whole, tokens, tmp_path):
+    seen = {}
+    start(tokens, tmp_path / "run", watch=lambda step, lm: seen.update({step: lm}), watch_every=4)
+    assert list(seen) == [4, 6]
+    prompt = np.arange(5)[None]
+    assert (np.asarray(seen[6].logits(prompt)) == np.asarray(whole.lm.logits(prompt))).all()
+    assert (np.asarray(seen[4].logits(prompt)) != np.asarray(seen[6].logits(prompt))).any()
+    assert seen[4].plan.gate == "top_k"
+    with pytest.raises(TrainingError, match="watch_every"):
+        start(tokens, tmp_path / "other", watch_every=0)

@@ -7,9 +7,10 @@ import pytest
 from teal_jax.errors import PlanError, SparsityError
 from teal_jax.nn.block_top_k import BlockTopK
 from teal_jax.nn.gates import Dense, Threshold, TopK
+from teal_jax.nn.relu import Relu
 from teal_jax.nn.straight_through import StraightThrough
-from teal_jax.sparsity.plan import Score, Trained
-from teal_jax.training.sparsity import moved, plan_after, q_sparse_plan, training_gates, with_thresholds
+from teal_jax.sparsity.plan import Score, SparsityPlan, Trained
+from teal_jax.training.sparsity import moved, plan_after, q_sparse_plan, relu_plan, training_gates, with_thresholds
 from tests.teal_jax.training.tiny import CONFIG, model
 
 
@@ -54,6 +55,15 @@ def test_gates_of_a_training():
     assert isinstance(new.gate.gate, Threshold)
     assert new.gate.gate.value.tolist() == [[0.75] * 7]
     assert new.gate.bias[0][6].tolist() == [1.0] * 16
+
+
+def test_relu_gates_that_are_not_passed_straight_through():
+    gates = training_gates(relu_plan(model()), CONFIG, model().params["weights"], straight_through=0.0)
+    assert isinstance(gates.gate, Relu)
+    assert gates[0][6].slope == gates.on(jnp.ones((1, 1), bool)).slope == 0
+    plan = SparsityPlan.from_dict(relu_plan(model()).to_dict())
+    assert plan.gate == "relu"
+    assert isinstance(model().sparsify(plan).params["gates"], StraightThrough)
 
 
 def test_plans_that_follow_the_weights_are_refused():
