@@ -22,7 +22,7 @@ class ScalingLaw:
       unit: parameters.
 
     References:
-      Q-Sparse, arXiv 2407.10969, section 4.
+      Q-Sparse, arXiv 2407.10969, its scaling laws.
     """
 
     e: float
