@@ -1,6 +1,6 @@
 # `make demo` and `make test` need only make and a Python >= 3.12; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast test-gpu lint types format clean
+.PHONY: help venv demo test test-fast test-eval test-gpu lint types format clean
 export PYTHON ACCELERATOR
 
 WORKERS ?= 2
@@ -23,6 +23,10 @@ test: lint types ## lint, types and the whole CPU test suite
 
 test-fast: venv ## the CPU test suite without the slow tests
 	JAX_PLATFORMS=cpu $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
+
+test-eval: venv ## the tests that need the extra eval (lm-evaluation-harness), which is installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[eval]"
+	JAX_PLATFORMS=cpu $(BIN)/pytest -n $(WORKERS) --dist worksteal tests/teal_jax/harness $(ARGS)
 
 test-gpu: venv ## the test suite on the CUDA device
 	TEAL_TEST_GPU=1 $(BIN)/pytest $(ARGS)
