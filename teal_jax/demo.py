@@ -226,14 +226,3 @@ def embedded_texts() -> tuple[Path, Path]:
 def fast_dtype() -> str | None:
     """The dtype to run in: as stored on an accelerator; float32 on a CPU, many of which only emulate bfloat16."""
     return "float32" if jax.default_backend() == "cpu" else None
-
-
-def device_name() -> str:
-    """The device that jax uses, for people."""
-    import os
-    import platform
-
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return device.device_kind
-    return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"

@@ -17,7 +17,7 @@ from teal_jax.analysis.forward import KEEP_ALL, Limits, score, threshold_step
 from teal_jax.analysis.prefill import PrefillRow, compare_prefill, first_token_attention
 from teal_jax.analysis.rows import Rows
 from teal_jax.analysis.up import UpRow, compare_up_masks
-from teal_jax.benchmark.report import versions
+from teal_jax.benchmark.report import commit, device_name, versions
 from teal_jax.errors import DataError
 from teal_jax.model import LanguageModel
 from teal_jax.sparsity.allocation import allocate
@@ -56,7 +56,7 @@ class Analysis:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields |= {name: [dataclasses.asdict(row) for row in fields[name]] for name in ("up", "prefill", "batch")}
         fields["distribution"] = [row.to_dict() for row in self.distribution]
-        return _rounded(fields | {"versions": versions()})
+        return _rounded(fields | {"hardware": device_name(), "versions": versions(), "commit": commit()})
 
     def write(self, folder: Path) -> Path:
         """`analysis-MODEL.json` in `folder`; returns its path."""

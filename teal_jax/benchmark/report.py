@@ -114,6 +114,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def device_name() -> str:
+    """The device that jax uses, for people."""
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"
+
+
 def commit() -> str | None:
     """The commit of this checkout, `-dirty` where it was changed since; TEAL_COMMIT says it where git cannot."""
     package = Path(__file__).parents[1]

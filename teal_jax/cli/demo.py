@@ -69,7 +69,7 @@ class _Tour:
     def run(self) -> None:
         import time
 
-        from teal_jax.demo import device_name
+        from teal_jax.benchmark.report import device_name
         from teal_jax.tables import quality_table, size
 
         demo, settings, start = self._demo, self._demo.settings, time.perf_counter()
@@ -145,8 +145,8 @@ class _Tour:
     def _values(self, lm: "LanguageModel", rows: Any, protocol: str, told: Any, plan: Any) -> dict[str, Any]:
         import dataclasses
 
+        from teal_jax.benchmark.report import device_name
         from teal_jax.cli.doctor import versions
-        from teal_jax.demo import device_name
 
         return {
             "model": lm.name,

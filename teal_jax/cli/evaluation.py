@@ -130,7 +130,7 @@ class Evaluation:
 
     def run(self, directory: "RunDirectory") -> "EvaluationReport":
         """Measure what the directory lacks."""
-        from teal_jax.demo import device_name
+        from teal_jax.benchmark.report import device_name
         from teal_jax.evaluation.overlap import refuse_overlap
         from teal_jax.evaluation.report import make_report
         from teal_jax.evaluation.sweep import sweep

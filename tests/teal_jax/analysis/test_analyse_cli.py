@@ -55,6 +55,7 @@ def test_everything_at_once(everything):
             excess = row["cost"]["excess"]
             assert row["cost"]["ppl"] == pytest.approx(values["dense_ppl"] * math.exp(excess), rel=1e-4)
     assert {"jax", "python"} <= set(values["versions"])
+    assert values["hardware"].startswith("CPU")
     assert values["setting"]["scored_tokens"] == 8 * 12
 
 
