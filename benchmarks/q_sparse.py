@@ -280,11 +280,8 @@ def in_processes(runs: list[Run], jobs: int) -> int:
     """The same command in `jobs` processes on one device: while one compiles, others train."""
     programs = list(dict.fromkeys(run.program for run in runs))
     shares = [[run.name for run in runs if programs.index(run.program) % jobs == i] for i in range(jobs)]
-    environment = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.2f}"}
     children = [
-        subprocess.Popen([sys.executable, *sys.argv, "--jobs", "1", "--names", *names], env=environment)
-        for names in shares
-        if names
+        subprocess.Popen([sys.executable, *sys.argv, "--jobs", "1", "--names", *names]) for names in shares if names
     ]
     return max((child.wait() for child in children), default=0)
 
@@ -324,6 +321,8 @@ def main() -> None:
     if options.command == "train" and options.sample_length % options.seq_len:
         parser.error(f"--sample-length must be a multiple of --seq-len, got {options.sample_length}, {options.seq_len}")
     if options.command == "train":
+        if options.jobs > 1:  # this process, which makes the tokens, would take most of the memory from the others
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         sys.exit(train_all(options))
     from q_sparse_report import write_report
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from teal_jax.training.loop import Trained
 
 EPILOG = examples(
-    "teal train embedded --data stories.txt --top-k 0.6 -o run",
+    "teal train embedded --data stories.txt --eval-data held-out.txt --top-k 0.6 -o run",
     "teal train config.json --scratch --tokenizer embedded --data stories.txt --top-k 0.6 --bitnet -o run",
     "teal train mistral-7b --data pairs.jsonl --lr 1e-5 --remat --fully-sharded -o tuned",
     "teal train stories3M --data sampled.jsonl --plan plan.json --distil 1 --lr 1e-3 -o recovered",
@@ -88,6 +88,11 @@ def command(
     distil: Annotated[
         float, typer.Option("--distil", min=0, max=1, help="Weight of the divergence from the dense start model.")
     ] = 0.0,
+    eval_data: Annotated[
+        Path | None,
+        typer.Option("--eval-data", metavar="FILE", help="Text to score as the training goes: held_out.csv, loss.png."),
+    ] = None,
+    eval_every: Annotated[int, typer.Option("--eval-every", min=1, help="Steps between two scores.")] = 100,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Updates.")] = 1000,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Rows a step, over all devices.")] = 32,
     seq_len: Annotated[
@@ -138,6 +143,7 @@ def command(
         raise typer.BadParameter("a model brings its tokenizer: --tokenizer goes with --scratch")
     with Session(quiet=quiet, as_json=as_json, debug=debug, offline=offline) as session:
         from teal_jax.sparsity.plan import SparsityPlan
+        from teal_jax.training.held_out import HeldOut
         from teal_jax.training.loop import train
         from teal_jax.training.settings import TrainSettings
         from teal_jax.training.sparsity import q_sparse_plan
@@ -167,6 +173,7 @@ def command(
             sparsity = SparsityPlan.load(plan)
         else:
             sparsity = None if shares is None else q_sparse_plan(lm, shares, block=width, int8=int8)
+        held_out = None if eval_data is None else HeldOut(lm, eval_data, output, seq_len=settings.seq_len)
         tokens = _tokens(session, lm, data, output, resume)
         trained = train(
             lm,
@@ -180,6 +187,8 @@ def command(
             save_every=save_every,
             keep=keep,
             progress=session.progress,
+            watch=held_out,
+            watch_every=eval_every,
         )
         values = _summary(trained)
         session.result(values, *_lines(values))
@@ -274,12 +283,15 @@ def _tokens(session: Session, lm: "LanguageModel", data: list[Path], output: Pat
 def _summary(trained: "Trained") -> dict[str, Any]:
     import numpy as np
 
+    from teal_jax.training.held_out import read_held_out
+
     log, tenth = trained.log, max(1, len(trained.log) // 10)
 
     def mean(name: str, rows: list[dict[str, Any]]) -> float | None:
         values = [row[name] for row in rows if name in row]
         return float(np.mean(values)) if values else None
 
+    held_out = read_held_out(trained.directory)
     speeds = [row["tokens_per_second"] for row in log if "tokens_per_second" in row]
     return {
         "path": str(trained.directory),
@@ -288,6 +300,7 @@ def _summary(trained: "Trained") -> dict[str, Any]:
         "tokens": sum(row["tokens"] for row in log),
         "first_loss": log[0]["loss"],
         "loss": mean("loss", log[-tenth:]),
+        "held_out_loss": held_out[-1][1] if held_out else None,
         "sparsity": mean("sparsity", log[-tenth:]),
         "tokens_per_second": float(np.median(speeds)) if speeds else None,
         "share_of_peak": mean("share_of_peak", log[-tenth:]),
@@ -297,7 +310,8 @@ def _summary(trained: "Trained") -> dict[str, Any]:
 def _lines(values: dict[str, Any]) -> list[str]:
     sparse = "" if values["sparsity"] is None else f", {100 * values['sparsity']:.1f} % of the block weights unread"
     speed = "" if values["tokens_per_second"] is None else f", {values['tokens_per_second']:,.0f} tokens/s"
+    held = "" if values["held_out_loss"] is None else f"; {values['held_out_loss']:.4f} on held-out text"
     return [
         f"{values['model']}  ({values['steps']:,} steps, {values['tokens']:,} tokens{speed})",
-        f"loss {values['first_loss']:.4f} -> {values['loss']:.4f}, mean of the last tenth{sparse}",
+        f"loss {values['first_loss']:.4f} -> {values['loss']:.4f}, mean of the last tenth{held}{sparse}",
     ]

@@ -5,11 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from teal_jax.config import ModelConfig
 from teal_jax.nn.cache import KVCache, slot_positions, write, write_slots
 from teal_jax.nn.gates import BlockGates, Gate
+from teal_jax.nn.product import product
 from teal_jax.nn.project import Projection
 from teal_jax.nn.rope import rotary_table, rotate
 
@@ -68,12 +68,12 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.
     `[batch, 1, seq, keys]`. Returns `[batch, seq, num_heads * head_dim]`.
     """
     batch, seq, heads, head_dim = q.shape
-    precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
     q = q.reshape(batch, seq, k.shape[2], heads // k.shape[2], head_dim)
-    scores = jnp.einsum("bskgd,btkd->bkgst", q, k, precision=precision, preferred_element_type=jnp.float32)
-    scores = jnp.where(visible[:, :, None], scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
+    # The order in which the product comes: with the keys last, a softmax reads its rows as they lie.
+    scores = product("bskgd,btkd->bksgt", q, k)
+    scores = jnp.where(visible[:, :, :, None], scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    mixed = jnp.einsum("bkgst,btkd->bskgd", weights, v, precision=precision, preferred_element_type=jnp.float32)
+    mixed = product("bksgt,btkd->bskgd", weights, v)
     return mixed.reshape(batch, seq, heads * head_dim).astype(v.dtype)
 
 

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.top_k import top_k_mask, unused_bits
 from teal_jax.errors import SparsityError
+from teal_jax.nn.top_k_keys import keep_largest
 
 
 @jax.tree_util.register_dataclass
@@ -37,8 +37,7 @@ class BlockTopK:
     def keep(self, x: jax.Array) -> jax.Array:
         """The kept channels of x `[batch, seq, d_in]`, bool; raises `SparsityError` where M does not divide d_in."""
         check_block(self.block, x.shape[-1])
-        score = jnp.reshape(x.astype(jnp.float32), (*x.shape[:-1], -1, self.block))
-        kept = jnp.reshape(top_k_mask(score, self.count, unused_bits(x.dtype)), x.shape)
+        kept = jnp.reshape(keep_largest(jnp.reshape(x, (*x.shape[:-1], -1, self.block)), self.count), x.shape)
         return kept if self.where is None else kept | ~self.where[..., None]
 
 

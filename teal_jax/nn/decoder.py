@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pallas_kernels.reference import matmul
 from teal_jax.config import ModelConfig
 from teal_jax.nn.attention import make_context
 from teal_jax.nn.block import Block, Taps
 from teal_jax.nn.cache import KVCache
 from teal_jax.nn.gates import BlockGates, ModelGates
 from teal_jax.nn.norm import RMSNorm
+from teal_jax.nn.product import matmul
 from teal_jax.nn.quantized import to_dense
 
 type Observer = Callable[[Taps, BlockGates], Any]

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import keep_mask
-from pallas_kernels.top_k import top_k_mask, unused_bits
+from pallas_kernels.top_k import top_k_mask
 from teal_jax.nn.block_top_k import BlockTopK
 from teal_jax.nn.compensation import Biased, LowRank, Rotated, only
 from teal_jax.nn.int8 import Int8
 from teal_jax.nn.relu import Relu
 from teal_jax.nn.straight_through import StraightThrough
+from teal_jax.nn.top_k_keys import keep_largest
 
 
 @jax.tree_util.register_dataclass
@@ -97,8 +98,8 @@ class TopK:
 
     def keep(self, x: jax.Array) -> jax.Array:
         """The kept channels of x `[batch, seq, d_in]`, bool: exactly `count` a token, a NaN before all others."""
-        unused = unused_bits(x.dtype) if self.scale is None else 0
-        kept = top_k_mask(scores(x, self.scale), self.count, unused)
+        scaled = self.scale is not None
+        kept = top_k_mask(scores(x, self.scale), self.count) if scaled else keep_largest(x, self.count)
         return kept if self.where is None else kept | ~self.where[..., None]
 
 

@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pallas_kernels import masked_matmul
-from pallas_kernels.reference import matmul
 from teal_jax.nn.block_top_k import BlockTopK
 from teal_jax.nn.compensation import Biased, LowRank, Rotated, only
 from teal_jax.nn.gates import Dense, Gate, GateOutput, Soft, Threshold, TopK
 from teal_jax.nn.int8 import Int8
+from teal_jax.nn.product import matmul
 from teal_jax.nn.quantized import QuantizedWeight, to_dense
 from teal_jax.nn.relu import Relu
 from teal_jax.nn.straight_through import StraightThrough, passed, passed_partly
@@ -34,7 +33,7 @@ def project(x: jax.Array, weight: jax.Array | QuantizedWeight, gate: Gate) -> ja
         case Dense() | GateOutput():  # what CATS drops of up is dropped by the block
             return matmul(x, weight)
         case Threshold(scale=None):
-            return masked_matmul(x, weight, gate.per_token())
+            return matmul(jnp.where(gate.keep(x), x, 0), weight)
         case StraightThrough(gate=Biased()):
             return project(x, weight, gate.inside())
         case Threshold() | TopK() | BlockTopK() | Relu() | Int8() | Rotated() | StraightThrough():

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from teal_jax.config import ModelConfig
 from teal_jax.progress import Bar
 from teal_jax.training.flops import peak_flops, training_flops
 from teal_jax.training.run_record import Log
-from teal_jax.training.settings import TrainSettings, learning_rates
+from teal_jax.training.settings import TrainSettings
 
 type Listener = Callable[[dict[str, Any]], None]
 """Called after every step with what log.csv says of it."""
@@ -43,7 +42,7 @@ class Course:
         bar: Bar,
         listen: Listener | None,
     ):
-        self._rates, self._log, self._bar, self._listen = learning_rates(settings), log, bar, listen
+        self._log, self._bar, self._listen = log, bar, listen
         self._waiting: list[tuple[int, int, dict[str, jax.Array]]] = []
         self._before: float | None = None
         self._row_tokens = settings.batch * settings.seq_len
@@ -59,12 +58,12 @@ class Course:
         """Wait for all steps but the newest `behind`, and report them; raises `NotFiniteError`."""
         while len(self._waiting) > behind:
             step, scored, metrics = self._waiting.pop(0)
-            values = {name: float(value) for name, value in metrics.items()}
+            # Nothing is computed here: it would wait behind the step that is under way.
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             seconds = self._lap()
             if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
                 raise NotFiniteError(step, values["loss"], values["gradient_norm"])
             row: dict[str, Any] = {"step": step, "tokens": scored, **values}
-            row["learning_rate"] = float(np.asarray(self._rates(step - 1)))
             speed = ""
             if seconds is not None:
                 row["seconds"] = round(seconds, 6)

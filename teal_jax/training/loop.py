@@ -19,6 +19,7 @@ from teal_jax.training import order, run_record
 from teal_jax.training.checkpoints import Checkpoints
 from teal_jax.training.course import Course, Listener, NotFiniteError
 from teal_jax.training.devices import check_batch, make_mesh, shardings
+from teal_jax.training.held_out import read_held_out
 from teal_jax.training.plot import plot_losses
 from teal_jax.training.settings import TrainSettings
 from teal_jax.training.sparsity import has_thresholds, plan_after, training_gates
@@ -27,7 +28,7 @@ from teal_jax.training.token_file import TokenFile
 
 DEFAULT = TrainSettings()
 
-type Watcher = Callable[[int, LanguageModel], None]
+type Watcher = Callable[[int, LanguageModel], Any]
 """Called with the updates done and the model as it is then, in the compute dtype and under its plan: to evaluate it."""
 
 
@@ -158,7 +159,10 @@ def train(
     trained = keep_model(state)
     course_so_far = run_record.read_log(directory / run_record.LOG)
     if course_so_far:
-        plot_losses({lm.name: [(row["step"], row["loss"]) for row in course_so_far]}, directory / run_record.PLOT)
+        curves = {lm.name: [(row["step"], row["loss"]) for row in course_so_far]}
+        if held_out := read_held_out(directory):
+            curves["held-out text"] = [(step, loss) for step, loss, _ in held_out]
+        plot_losses(curves, directory / run_record.PLOT)
     return Trained(trained, course_so_far, directory)
 
 

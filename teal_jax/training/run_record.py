@@ -2,6 +2,7 @@
 
 run.json     configuration: model, teacher, settings, plan, tokens
 log.csv      step, loss and what else was measured
+held_out.csv loss on text that is not learnt from, where there is some
 checkpoints/ state, by step
 loss.png     the losses
 model/       the trained model, an artifact

@@ -15,6 +15,7 @@ from teal_jax.nn.block_top_k import BlockTopK
 from teal_jax.nn.compensation import Biased
 from teal_jax.nn.gates import BlockGates, Dense, ModelGates, Threshold, TopK
 from teal_jax.nn.int8 import Int8
+from teal_jax.nn.per_site import FIRST_OF_SITE, PerSite
 from teal_jax.nn.q_sparse import Shares, q_sparse_gates
 from teal_jax.nn.relu import Relu
 from teal_jax.nn.straight_through import StraightThrough
@@ -77,7 +78,15 @@ def training_gates(
             f"a {plan.method} plan cannot be trained under: expected thresholds of |x|, top-k of |x|, relu, and biases",
             hint="for example --method greedy, uniform or learned",
         )
+    if not isinstance(gates.gate, Biased | Relu) and _one_per_site(plan):
+        gates = StraightThrough(PerSite(gates.gate))
     return dataclasses.replace(gates, slope=straight_through)
+
+
+def _one_per_site(plan: SparsityPlan) -> bool:
+    """Whether the projections of a site drop the same channels of it, also while thresholds move."""
+    values = np.stack([plan.sparsity, plan.thresholds])
+    return bool((values == values[..., list(FIRST_OF_SITE)]).all())
 
 
 def has_thresholds(plan: SparsityPlan | None) -> bool:

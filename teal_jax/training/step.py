@@ -16,7 +16,7 @@ from teal_jax.model import abstract_decoder
 from teal_jax.nn.bitnet import ternary_weights
 from teal_jax.nn.gates import Dense
 from teal_jax.training.devices import rows_sharding, shardings
-from teal_jax.training.settings import TrainSettings, make_optimizer
+from teal_jax.training.settings import TrainSettings, learning_rates, make_optimizer
 from teal_jax.training.sparsity import dropped_shares, moved, with_thresholds
 
 type State = dict[str, Any]
@@ -68,12 +68,16 @@ class Losses:
 
         def head(x: jax.Array, weights: Any, taught: jax.Array | None) -> tuple[jax.Array, jax.Array]:
             logits = self._model(weights).logits(x)
-            entropy = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+            total = jax.nn.logsumexp(logits, axis=-1)
+            # Not by an index, whose derivative scatters into zeros of the size of all logits.
+            told = jnp.arange(logits.shape[-1]) == tokens[:, 1:, None]
+            entropy = jnp.sum((total - jnp.sum(logits, axis=-1, where=told)) * scored)
             if taught is None:
-                return jnp.sum(entropy * scored), jnp.zeros(())
-            p = jax.nn.log_softmax(self._model(inputs.teacher).logits(taught))
-            q = jax.nn.log_softmax(logits)
-            return jnp.sum(entropy * scored), jnp.sum(jnp.sum(jnp.exp(p) * (p - q), axis=-1) * scored)
+                return entropy, jnp.zeros(())
+            aim = self._model(inputs.teacher).logits(taught)
+            normal = jax.nn.logsumexp(aim, axis=-1)
+            apart = jnp.sum(jnp.exp(aim - normal[..., None]) * (aim - logits), axis=-1)
+            return entropy, jnp.sum((apart - normal + total) * scored)
 
         taught = None
         if settings.distil > 0:
@@ -81,7 +85,7 @@ class Losses:
             taught = jax.lax.stop_gradient(taught)
         # Logits over a large vocabulary would outweigh all that remat saves.
         entropy, divergence = (jax.checkpoint(head) if settings.remat else head)(x, weights, taught)
-        total = (1 - settings.distil) * entropy + settings.distil * divergence
+        total = divergence if settings.distil == 1 else (1 - settings.distil) * entropy + settings.distil * divergence
         return total, {"entropy": entropy, "divergence": divergence, "dropped": dropped}
 
     def _model(self, weights: Any) -> Any:
@@ -114,7 +118,7 @@ def make_program(config: ModelConfig, settings: TrainSettings, mesh: Mesh, shard
       mesh: see `make_mesh`.
       sharded: weights and optimizer state are shared out over the devices; else each has its own.
     """
-    optimizer, losses = make_optimizer(settings), Losses(config, settings)
+    optimizer, losses, rates = make_optimizer(settings), Losses(config, settings), learning_rates(settings)
 
     def start(weights: Any, thresholds: jax.Array | None) -> State:
         # Copied: a jitted function may hand its argument through, and the state is donated.
@@ -158,6 +162,7 @@ def make_program(config: ModelConfig, settings: TrainSettings, mesh: Mesh, shard
             "entropy": parts["entropy"] / count,
             "divergence": parts["divergence"] / count,
             "gradient_norm": optax.tree.norm(gradient),
+            "learning_rate": jnp.asarray(rates(state["step"])),
         }
         if parts["dropped"] is not None:
             dropped = parts["dropped"] / settings.accumulate

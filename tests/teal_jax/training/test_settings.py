@@ -1,11 +1,14 @@
 import dataclasses
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from teal_jax.errors import TrainingError
-from teal_jax.training.settings import TrainSettings, learning_rates
+from teal_jax.training.settings import TrainSettings, learning_rates, make_optimizer
 
 
 def by_hand(schedule, step, *, peak=1.0, warmup=4, steps=20, final=0.1):
@@ -57,3 +60,14 @@ def test_refused(values):
 def test_as_a_dict():
     settings = TrainSettings(steps=7)
     assert TrainSettings(**settings.to_dict()) == settings == dataclasses.replace(settings)
+
+
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_a_gradient_is_clipped_to_its_norm(clip):
+    weights = {"a": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    slope = {"a": jnp.full((2, 2), 6.0), "b": jnp.full(2, 5.0)}
+    optimizer = make_optimizer(TrainSettings(clip=clip))
+    _, state = optimizer.update(slope, optimizer.init(weights), weights)
+    norm = np.sqrt(4 * 36 + 2 * 25) if clip else 1
+    for found, given in zip(jax.tree.leaves(optax.tree.get(state, "mu")), jax.tree.leaves(slope), strict=True):
+        np.testing.assert_allclose(found, 0.1 * given / norm, rtol=1e-6)

@@ -7,6 +7,7 @@ import pytest
 from teal_jax.errors import PlanError, SparsityError
 from teal_jax.nn.block_top_k import BlockTopK
 from teal_jax.nn.gates import Dense, Threshold, TopK
+from teal_jax.nn.per_site import PerSite
 from teal_jax.nn.relu import Relu
 from teal_jax.nn.straight_through import StraightThrough
 from teal_jax.sparsity.plan import Score, SparsityPlan, Trained
@@ -33,7 +34,7 @@ def test_the_plan_of_q_sparse():
     blocks = q_sparse_plan(model(), 0.5, block=8, int8=True)
     assert blocks.trained == Trained(int8=True, block=8)
     gates = training_gates(blocks, CONFIG, model().params["weights"])
-    assert isinstance(gates.gate.gate, BlockTopK)
+    assert isinstance(gates[0][6].gate.gate, BlockTopK)
 
 
 @pytest.mark.parametrize("kept", [0.0, -0.1, 1.1, np.nan, [0.5] * 3])
@@ -47,14 +48,31 @@ def test_gates_of_a_training():
     assert isinstance(training_gates(None, CONFIG, weights), Dense)
     top = training_gates(q_sparse_plan(model(), 0.5), CONFIG, weights)
     assert isinstance(top, StraightThrough)
-    assert isinstance(top.gate, TopK)
-    assert top.gate.count.tolist() == [[8, 8, 8, 8, 8, 8, 12]]
+    assert isinstance(top[0][0].gate, TopK)
+    assert [gate.gate.count.tolist() for gate in top[0]] == [8, 8, 8, 8, 8, 8, 12]
     plan = threshold_plan(arrays={"bias.0.down": np.ones(16, np.float32)})
     biased = training_gates(plan, CONFIG, weights)
     new = with_thresholds(biased, jnp.full((1, 7), 0.75))
     assert isinstance(new.gate.gate, Threshold)
     assert new.gate.gate.value.tolist() == [[0.75] * 7]
     assert new.gate.bias[0][6].tolist() == [1.0] * 16
+
+
+def test_equal_gates_of_a_site_are_one():
+    weights = model().params["weights"]
+    shared, apart = (q_sparse_plan(model(), kept) for kept in (0.5, [0.5, 0.5, 0.25, 0.5, 0.5, 0.5, 0.5]))
+    gates = training_gates(shared, CONFIG, weights)
+    assert isinstance(gates.gate, PerSite)
+    q, k, v, o, gate, up, down = (each.gate for each in gates[0])
+    assert q is k is v
+    assert gate is up
+    assert len({id(each) for each in (q, o, gate, down)}) == 4
+    assert isinstance(training_gates(apart, CONFIG, weights).gate, TopK)
+    # Thresholds that are equal now but have other shares to hold part as they move.
+    moving = dataclasses.replace(threshold_plan(), sparsity=apart.sparsity)
+    assert isinstance(training_gates(moving, CONFIG, weights).gate, Threshold)
+    held = with_thresholds(training_gates(threshold_plan(), CONFIG, weights), jnp.full((1, 7), 0.75))
+    assert [float(gate.gate.value) for gate in held[0]] == [0.75] * 7
 
 
 def test_relu_gates_that_are_not_passed_straight_through():
