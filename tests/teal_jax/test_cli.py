@@ -144,6 +144,13 @@ def test_unwritable_output(model, tmp_path):
     assert "Traceback" not in run.output
 
 
+def test_the_demo_looks_at_its_files_first(tmp_path):
+    run = teal("demo", "--data", tmp_path / "none.txt", "--out", tmp_path / "out")
+    assert run.exit_code == 3
+    assert run.stderr.startswith("error: no text file at")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
