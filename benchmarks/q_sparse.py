@@ -321,12 +321,23 @@ def main() -> None:
     if options.command == "train" and options.sample_length % options.seq_len:
         parser.error(f"--sample-length must be a multiple of --seq-len, got {options.sample_length}, {options.seq_len}")
     if options.command == "train":
+        # Told now, and not after a model has been trained.
+        for path in (*options.text, options.data):
+            if not path.is_file():
+                parser.error(f"no text file at {path}")
+        if not all(0 <= sparsity < 1 for sparsity in (options.sparsity, *options.sparsities)):
+            parser.error(f"sparsities must lie in [0, 1), got {options.sparsity} and {list(options.sparsities)}")
         if options.jobs > 1:  # this process, which makes the tokens, would take most of the memory from the others
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         sys.exit(train_all(options))
     from q_sparse_report import write_report
 
-    write_report(options.out, options.samples)
+    from teal_jax.errors import TealError
+
+    try:
+        write_report(options.out, options.samples)
+    except TealError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -213,6 +213,14 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.seconds or options.steps):
         parser.error("--seconds or --steps")
+    # Told now, and not after the sampling.
+    for path in (options.data, options.calibration_data):
+        if not path.is_file():
+            parser.error(f"no text file at {path}")
+    if not all(0 < target < 1 for target in options.targets):
+        parser.error(f"--targets must lie in (0, 1), got {options.targets}")
+    if not 0 <= options.straight_through <= 1:
+        parser.error(f"--straight-through must lie in [0, 1], got {options.straight_through}")
 
     compilation_cache.enable()
     lm = teal_jax.load(options.model, dtype="float32", progress=False)

@@ -91,6 +91,8 @@ class Demo:
         if self.settings.shown not in self.settings.targets:
             raise ValueError(f"shown must be one of the targets {self.settings.targets}, got {self.settings.shown}")
         # Known now, and not only when it is time to save.
+        if self.out.exists() and not self.out.is_dir():
+            raise ArtifactError(f"{self.out} is a file, not a directory", hint="--out DIR")
         if self.artifact.exists() and not artifact.is_artifact(self.artifact):
             raise ArtifactError(f"{self.artifact} is not a saved model: it will not be overwritten", hint="--out DIR")
 

@@ -136,6 +136,12 @@ class LanguageModel:
     plan: "SparsityPlan | None" = None
     implementation: Implementation | None = None
 
+    def __repr__(self) -> str:
+        """One line: all the weights and the plan would fill a notebook."""
+        kind = f"{self.dtype}, {self.quantization}" if self.quantization else str(self.dtype)
+        sparse = "dense" if self.plan is None else f"{100 * self.plan.target:.3g} % sparse by {self.plan.method}"
+        return f"LanguageModel({self.name!r}, {self.config.num_layers} layers, {kind}, {sparse})"
+
     @property
     def dtype(self) -> jnp.dtype:
         """Dtype of weights, activations and kv_cache."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from teal_jax.cli.models import open_model
+from teal_jax.cli.models import check_file, open_model
 from teal_jax.cli.options import (
     Debug,
     Dtype,
@@ -58,6 +58,7 @@ def command(
     with Session(quiet=quiet, as_json=as_json, debug=debug, offline=offline) as session:
         from teal_jax.tables import plan_line
 
+        check_file(output)
         if from_teal is not None:
             plan = _published(session, model, from_teal, sparsity, method, revision)
         else:

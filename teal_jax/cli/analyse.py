@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from teal_jax.cli.models import Sparsifier, open_model
+from teal_jax.cli.models import Sparsifier, check_texts, open_model
 from teal_jax.cli.options import (
     CalibrateOn,
     CalibrationFile,
@@ -125,6 +125,7 @@ def command(
         from teal_jax.sparsity.greedy import GreedySettings
 
         refuse_same_file(data or [], calibration_data or [])
+        check_texts([*(data or ()), *(calibration_data or ())])
         lm = open_model(session, model, dtype=dtype, revision=revision).dense()
         seq_len = min(512, lm.config.max_position) if seq_len is None else seq_len
         sizing = {"num_tokens": calibration_tokens, "seq_len": seq_len, "seed": seed}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from teal_jax.cli.models import open_model
+from teal_jax.cli.models import check_file, check_texts, open_model
 from teal_jax.cli.options import (
     CalibrationText,
     CalibrationTokens,
@@ -47,6 +47,8 @@ def command(
     with Session(quiet=quiet, as_json=as_json, debug=debug, offline=offline) as session:
         from teal_jax.sparsity.calibration import calibrate
 
+        check_file(output)
+        check_texts(data)
         lm = open_model(session, model, dtype=dtype, revision=revision)
         calibration = calibrate(
             lm, data or None, num_tokens=tokens, seq_len=seq_len, seed=seed, progress=session.progress

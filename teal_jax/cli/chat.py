@@ -119,7 +119,7 @@ def _share(text: str) -> float | None:
 
 def _state(talk: "Chat") -> str:
     plan = talk.lm.plan
-    return f"{100 * plan.target:g} % sparse ({plan.method})" if plan else "dense"
+    return f"{100 * plan.target:.3g} % sparse ({plan.method})" if plan else "dense"
 
 
 def _read() -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from teal_jax.cli.models import open_model
+from teal_jax.cli.models import check_texts, open_model
 from teal_jax.cli.options import (
     CalibrationText,
     CalibrationTokens,
@@ -74,6 +74,7 @@ def command(
             from teal_jax.errors import ArtifactError
 
             raise ArtifactError(f"{output} exists", hint="choose another name, or --overwrite")
+        check_texts(data)
         lm = open_model(
             session,
             model,

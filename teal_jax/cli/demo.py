@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from teal_jax.cli.models import check_texts
 from teal_jax.cli.options import Debug, Dtype, Json, Offline, Quiet, Seed, examples
 from teal_jax.cli.session import Session
 
@@ -43,6 +44,7 @@ def command(
 
         from teal_jax.demo import Demo, DemoSettings, embedded_texts, fast_dtype
 
+        check_texts([file for file in (calibration_data, data) if file])
         texts = (calibration_data, data) if calibration_data and data else embedded_texts()
         changes = {"prompt": prompt, "new_tokens": max_tokens, "seed": seed}
         settings = dataclasses.replace(DemoSettings(), **{k: v for k, v in changes.items() if v is not None})

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teal_jax.cli.models import Sparsifier, open_model
+from teal_jax.cli.models import Sparsifier, check_texts, open_model
 from teal_jax.cli.session import Session
 from teal_jax.errors import PlanError
 
@@ -69,12 +69,21 @@ class Evaluation:
         from teal_jax.embedded import HELDOUT_TEXT
         from teal_jax.evaluation.overlap import refuse_same_file
         from teal_jax.evaluation.text import read_text
+        from teal_jax.sparsity.statistics import Calibration
 
         self._session, self._settings = session, settings
         self._methods, self._targets = parse_methods(methods), list(targets)
         refuse_same_file(texts, calibration_data)
+        # Before a directory is named after it: one made for a broken file would refuse the right one.
+        self._given = None if calibration is None else Calibration.load(calibration)
+        check_texts([*texts, *calibration_data])
         text = {"data": list(calibration_data) or None, "seed": settings.seed}
         self._lm = open_model(session, model, **loading, **quantising, **text)
+        if self._given is not None and self._given.config.fingerprint != self._lm.config.fingerprint:
+            raise PlanError(
+                f"the calibration is for another model ({self._given.notes.get('model', 'unknown')})",
+                hint="calibrate this model: leave --calibration out, or teal calibrate",
+            )
         if not texts:
             session.note("no --data: scoring the bundled children's stories")
             texts = [HELDOUT_TEXT]
@@ -185,14 +194,9 @@ class Evaluation:
         kept = directory.path / "calibration.npz"
         if kept.exists():
             self._sparsifier.calibration = Calibration.load(kept)
-        elif self._calibration_file is not None:
-            self._sparsifier.calibration = Calibration.load(self._calibration_file)
+        elif self._given is not None:
+            self._sparsifier.calibration = self._given
         calibration = self._sparsifier.calibration
-        if calibration.config.fingerprint != self._lm.config.fingerprint:
-            raise PlanError(
-                f"the calibration is for another model ({calibration.notes.get('model', 'unknown')})",
-                hint="calibrate this model: leave --calibration out, or teal calibrate",
-            )
         if not kept.exists():
             calibration.save(kept)
         return calibration

@@ -70,7 +70,7 @@ def command(
             "tokens_per_second": piece.tokens_per_second,
         }
         session.result(values)
-        sparse = f"{100 * lm.plan.target:g} % sparse" if lm.plan else "dense"
+        sparse = f"{100 * lm.plan.target:.3g} % sparse" if lm.plan else "dense"
         session.note(
             f"{lm.name}, {sparse}: {len(tokens)} tokens, {piece.tokens_per_second:.1f} tok/s ({piece.finish_reason})"
         )

@@ -1,9 +1,11 @@
 """From the options of a command to a model: loaded, and under the sparsity asked for."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teal_jax.cli.session import Session
+from teal_jax.errors import DataError, PlanError
 
 if TYPE_CHECKING:
     from teal_jax.model import LanguageModel
@@ -20,6 +22,21 @@ def open_model(
 
     compilation_cache.enable()
     return load(name, dtype=dtype, revision=revision, offline=session.offline, progress=session.progress, **quantising)
+
+
+def check_texts(files: Iterable[Path] | None) -> None:
+    """Raise `DataError` for a file that is not there: now, and not after minutes of loading weights."""
+    for file in files or ():
+        if not file.exists():
+            raise DataError(f"no text file at {file}", hint="give a .txt or .jsonl file")
+
+
+def check_file(output: Path) -> None:
+    """Raise `PlanError` where a file cannot be made at `output`: now, and not after minutes of work."""
+    if output.is_dir():
+        raise PlanError(f"{output} is a directory", hint="give the name of a file")
+    if not output.absolute().parent.is_dir():
+        raise PlanError(f"no directory {output.parent} to write {output.name} in", hint="make it first")
 
 
 class Sparsifier:
@@ -74,8 +91,9 @@ def choose(
     """The model under `sparsity` or `plan`, as it was saved where neither is given; and its sparsifier."""
     from teal_jax.sparsity.plan import SparsityPlan
 
+    given = None if plan is None else SparsityPlan.load(plan)
     lm = open_model(session, name, **loading)
     sparsifier = Sparsifier(session, lm, name)
-    if plan is not None:
-        return lm.sparsify(SparsityPlan.load(plan)), sparsifier
+    if given is not None:
+        return lm.sparsify(given), sparsifier
     return lm if sparsity is None else sparsifier(sparsity), sparsifier

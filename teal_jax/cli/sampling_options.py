@@ -24,8 +24,8 @@ def make_sampler(temp: float, top_k: int | None, top_p: float | None, min_p: flo
     from teal_jax.decode.sampling import Greedy, Sampling
 
     try:
-        if temp == 0:
-            return Greedy(repetition_penalty=penalty)
-        return Sampling(temperature=temp, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty)
+        # Checked at temperature 0 too, where it says nothing.
+        sampling = Sampling(temperature=temp or 1.0, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty)
+        return sampling if temp else Greedy(repetition_penalty=penalty)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error

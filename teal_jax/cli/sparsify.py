@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from teal_jax.cli.models import Sparsifier, open_model
+from teal_jax.cli.models import Sparsifier, check_texts, open_model
 from teal_jax.cli.options import (
     CalibrationText,
     CalibrationTokens,
@@ -66,6 +66,7 @@ def command(
         # Known now, and not only after an hour of calibration.
         if output.exists() and not overwrite:
             raise ArtifactError(f"{output} exists", hint="choose another name, or --overwrite")
+        check_texts(data)
         text = {"data": data or None, "num_tokens": tokens, "seq_len": seq_len, "seed": seed}
         quantising = {"quantize": quantize, "quantize_method": quantize_method.value, "lm_head": lm_head}
         lm = open_model(session, model, dtype=dtype, revision=revision, **quantising, **text)

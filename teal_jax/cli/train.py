@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from teal_jax.cli.models import open_model
+from teal_jax.cli.models import check_texts, open_model
 from teal_jax.cli.options import Debug, Json, Offline, Quiet, Revision, Seed, examples
 from teal_jax.cli.session import Session
 
@@ -139,6 +139,8 @@ def command(
         raise typer.BadParameter("--top-k, --block and --plan are three sparsities: give one")
     if int8 and top_k is None and block is None:
         raise typer.BadParameter("--int8 goes with --top-k or --block; --top-k 1 keeps all channels")
+    if straight_through != 1 and top_k is None and block is None and plan is None:
+        raise typer.BadParameter("--straight-through goes with --top-k, --block or --plan: a dense model drops nothing")
     if tokenizer is not None and not scratch:
         raise typer.BadParameter("a model brings its tokenizer: --tokenizer goes with --scratch")
     with Session(quiet=quiet, as_json=as_json, debug=debug, offline=offline) as session:
@@ -149,6 +151,8 @@ def command(
         from teal_jax.training.sparsity import q_sparse_plan
 
         shares, width = (None if top_k is None else _shares(top_k), None) if block is None else _block(block)
+        check_texts([*data, *([] if eval_data is None else [eval_data])])
+        sparsity = None if plan is None else SparsityPlan.load(plan)
         lm = _new(model, tokenizer, seed) if scratch else open_model(session, model, revision=revision).dense()
         settings = TrainSettings(
             steps=steps,
@@ -169,10 +173,8 @@ def command(
             straight_through=straight_through,
             seed=seed,
         )
-        if plan is not None:
-            sparsity = SparsityPlan.load(plan)
-        else:
-            sparsity = None if shares is None else q_sparse_plan(lm, shares, block=width, int8=int8)
+        if shares is not None:
+            sparsity = q_sparse_plan(lm, shares, block=width, int8=int8)
         held_out = None if eval_data is None else HeldOut(lm, eval_data, output, seq_len=settings.seq_len)
         tokens = _tokens(session, lm, data, output, resume)
         trained = train(
@@ -232,7 +234,7 @@ def _new(shape: str, tokenizer: str | None, seed: int) -> "LanguageModel":
 
     path = Path(shape).expanduser()
     directory = path.parent if path.name == "config.json" else path
-    name, config = shape_config(str(directory) if directory.is_dir() else shape)
+    name, config = shape_config(str(directory) if path.is_file() or path.is_dir() else shape)
     if tokenizer is not None:
         directory = hub.resolve(tokenizer)
     elif shape == hub.EMBEDDED:

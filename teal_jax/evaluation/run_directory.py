@@ -16,6 +16,8 @@ from teal_jax.model import LanguageModel
 _CONFIGURATION = "configuration.json"
 _SHOWN = 3
 """Differences that a refusal names."""
+_BRIEF = 60
+"""Characters that it shows of a value."""
 
 
 class RunDirectory:
@@ -84,7 +86,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"no file at {path}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{path} is not JSON: {error}") from error
 
 
@@ -114,4 +118,10 @@ def differences(there: Any, here: Any, name: str = "") -> Any:
         for key in sorted({*there, *here}):
             yield from differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
     elif there != here:
-        yield f"{name} was {there!r}, is {here!r}"
+        yield f"{name} was {_brief(there)}, is {_brief(here)}"
+
+
+def _brief(value: Any) -> str:
+    # A whole plan, where the other side has none, would bury the sentence.
+    text = repr(value)
+    return text if len(text) <= _BRIEF else f"{text[:_BRIEF]}..."

@@ -19,6 +19,8 @@ from teal_jax.errors import PlanError, SparsityError
 FORMAT_VERSION = 3
 """1: thresholds of |x|, all that most plans need; they are still written as 1. 2: gate, score or arrays. 3: trained."""
 
+_MADE = "make one: teal allocate"
+
 GATES = ("threshold", "top_k", "gate_output", "relu")
 ARRAYS = ("bias", "scale", "low_rank_a", "low_rank_b", "rotation")
 
@@ -215,7 +217,9 @@ class SparsityPlan:
             aside.replace(path)
         except OSError as error:
             aside.unlink(missing_ok=True)
-            raise PlanError(f"cannot write the plan to {path}: {error.strerror}") from error
+            raise PlanError(
+                f"cannot write the plan to {path}: {error.strerror}", hint="give a file in a directory that exists"
+            ) from error
         return path
 
     def to_dict(self) -> dict[str, Any]:
@@ -251,9 +255,11 @@ class SparsityPlan:
         try:
             fields = json.loads(path.read_text())
         except FileNotFoundError as error:
-            raise PlanError(f"no plan at {path}", hint="make one: teal allocate") from error
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise PlanError(f"{path} is not a plan: {error}") from error
+            raise PlanError(f"no plan at {path}", hint=_MADE) from error
+        except OSError as error:
+            raise PlanError(f"{path} is not a plan: {error.strerror}", hint=_MADE) from error
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise PlanError(f"{path} is not a plan: expected JSON; {error}", hint=_MADE) from error
         arrays = _read_arrays(path) if isinstance(fields, dict) and fields.get("arrays") else None
         return cls.from_dict(fields, arrays, source=str(path))
 
@@ -263,7 +269,7 @@ class SparsityPlan:
     ) -> "SparsityPlan":
         """The plan that `to_dict` wrote, with the arrays it had; `source` names it in errors."""
         if not isinstance(fields, dict) or "format_version" not in fields:
-            raise PlanError(f"{source} is not a sparsity plan: no format_version")
+            raise PlanError(f"{source} is not a sparsity plan: no format_version", hint=_MADE)
         version = fields["format_version"]
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise PlanError(

@@ -15,6 +15,7 @@ from teal_jax.sparsity.histogram import NUM_BINS, magnitude_quantiles, share_bel
 from teal_jax.sparsity.parity import SignedHistogram
 
 FORMAT_VERSION = 1
+_MADE = "make one: teal calibrate"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -102,7 +103,10 @@ class Calibration:
             aside.replace(path)
         except OSError as error:
             aside.unlink(missing_ok=True)
-            raise PlanError(f"cannot write the calibration to {path}: {error.strerror}") from error
+            raise PlanError(
+                f"cannot write the calibration to {path}: {error.strerror}",
+                hint="give a file in a directory that exists",
+            ) from error
         return path
 
     @classmethod
@@ -115,9 +119,12 @@ class Calibration:
             header = json.loads(str(arrays.pop("header")))
             version = header["format_version"]
         except FileNotFoundError as error:
-            raise PlanError(f"no calibration at {path}", hint="make one: teal calibrate") from error
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise PlanError(f"{path} is not a calibration: {error}") from error
+            raise PlanError(f"no calibration at {path}", hint=_MADE) from error
+        except OSError as error:
+            raise PlanError(f"{path} is not a calibration: {error.strerror or error}", hint=_MADE) from error
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            # numpy's own words would have the reader allow pickles.
+            raise PlanError(f"{path} is not a calibration: expected an .npz of teal calibrate", hint=_MADE) from error
         if version > FORMAT_VERSION:
             raise PlanError(
                 f"{path} has format version {version}; this teal_jax reads up to {FORMAT_VERSION}",

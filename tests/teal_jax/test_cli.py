@@ -83,6 +83,7 @@ def test_version():
         ["generate", "embedded", "-p", "x", "--sparsity", "-0.1"],
         ["generate", "embedded", "-p", "x", "--sparsity", "0.4", "--plan", "plan.json"],
         ["generate", "embedded", "-p", "x", "--temp", "1", "--top-p", "0"],
+        ["generate", "embedded", "-p", "x", "--temp", "0", "--top-p", "3"],
         ["generate", "embedded", "-p", "x", "--dtype", "int8"],
         ["allocate", "embedded", "-s", "0.4", "-o", "plan.json"],
         ["eval", "embedded", "--sparsity", "0,two"],
@@ -141,6 +142,43 @@ def test_unwritable_output(model, tmp_path):
     assert run.exit_code == 3
     assert "error: " in run.stderr
     assert "Traceback" not in run.output
+
+
+def test_the_demo_looks_at_its_files_first(tmp_path):
+    run = teal("demo", "--data", tmp_path / "none.txt", "--out", tmp_path / "out")
+    assert run.exit_code == 3
+    assert run.stderr.startswith("error: no text file at")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["calibrate", "-o", "folder"], "folder is a directory"),
+        (["calibrate", "-o", "none/calib.npz"], "no directory"),
+        (["calibrate", "-o", "calib.npz", "--data", "none.txt"], "no text file at"),
+        (["sparsify", "-s", "0.4", "-o", "sparse", "--data", "none.txt"], "no text file at"),
+        (["convert", "-o", "new", "--data", "none.txt"], "no text file at"),
+        (["allocate", "calib.npz", "-s", "0.4", "-o", "folder"], "folder is a directory"),
+        (["allocate", "garbage.npz", "-s", "0.4", "-o", "plan.json"], "expected an .npz of teal calibrate"),
+        (["generate", "-p", PROMPT, "--plan", "none.json"], "no plan at"),
+        (["eval", "--data", "none.txt", "-o", "report"], "no text file at"),
+        (["eval", "--calibration", "garbage.npz", "-o", "report"], "expected an .npz of teal calibrate"),
+        (["analyse", "--data", "none.txt"], "no text file at"),
+        (["train", "--data", "none.txt", "-o", "run"], "no text file at"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
+)
+def test_files_are_looked_at_before_the_weights(model, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "garbage.npz").write_text("nonsense")
+    run = teal(arguments[0], model, *arguments[1:])
+    assert run.exit_code == 3, run.output
+    assert said in run.stderr
+    assert "Reading weights" not in run.stderr
+    assert "hint: " in run.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "garbage.npz"]
 
 
 # the whole way

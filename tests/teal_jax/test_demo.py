@@ -57,6 +57,9 @@ def test_another_directory_is_not_overwritten(fixtures, halves, tmp_path):
     (tmp_path / "out" / "model").mkdir(parents=True)
     with pytest.raises(ArtifactError, match="not a saved model"):
         Demo(fixtures / "tiny_mistral", *halves, tmp_path / "out", settings=SETTINGS)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="is a file"):
+        Demo(fixtures / "tiny_mistral", *halves, tmp_path / "file", settings=SETTINGS)
 
 
 def test_the_shown_target_is_one_that_is_compared(fixtures, halves, tmp_path):

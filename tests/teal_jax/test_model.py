@@ -208,3 +208,9 @@ def test_wrong_use():
     deeper = tiny_model(dataclasses.replace(TINY, num_layers=3))
     with pytest.raises(PlanError, match="2 layers; the model has 3"):
         deeper.sparsify(plan_for(lm))
+
+
+def test_repr_is_a_line():
+    lm = tiny_model(TINY)
+    assert repr(lm) == f"LanguageModel({lm.name!r}, {TINY.num_layers} layers, float32, dense)"
+    assert repr(lm.sparsify(plan_for(lm))).endswith("40 % sparse by test)")

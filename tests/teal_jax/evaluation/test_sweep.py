@@ -143,6 +143,8 @@ def test_another_configuration_is_refused(tmp_path):
         ArtifactError, match=r"another configuration: seeds was \[0, 1\], is \[0, 2\]; text.tokens was 3"
     ):
         RunDirectory(tmp_path / "run", other)
+    with pytest.raises(ArtifactError, match=r"plan was None, is \{'a': 0,.{40,60}\.\.\. "):
+        RunDirectory(tmp_path / "run", CONFIGURATION | {"plan": {"a": 0, "b": [0.5] * 1000}})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
     with pytest.raises(ArtifactError, match="not the directory of a sweep"):

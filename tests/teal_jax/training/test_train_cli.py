@@ -94,7 +94,8 @@ def test_a_huggingface_checkpoint_goes_on_and_is_written_back(fixtures, tmp_path
         (["--plan", "plan.json"], 2, "give one"),
         (["--block", "2:4"], 2, "give one"),
         (["--accumulate", "3"], 3, "multiple of accumulate"),
-        (["--data", "absent.txt"], 3, "holds prompts and answers"),
+        (["--data", "absent.txt"], 3, "no text file at absent.txt"),
+        (["--data", __file__], 3, "holds prompts and answers"),
         (["--eval-data", "absent.txt"], 3, "no text file at"),
     ],
     ids=lambda value: str(value)[:20],
@@ -107,16 +108,29 @@ def test_refused(options, tmp_path, arguments, code, said):
 
 
 def test_a_shape_without_a_tokenizer(tmp_path):
-    run = teal("llama-3.2-1b", "--scratch", "--data", tmp_path / "absent.txt", "-o", tmp_path / "run")
+    run = teal("llama-3.2-1b", "--scratch", "--data", __file__, "-o", tmp_path / "run")
     assert run.exit_code == 3
     assert "brings no tokenizer" in run.stderr
 
 
-def test_text_that_is_not_there_leaves_nothing(tmp_path):
-    run = teal("embedded", "--data", tmp_path / "absent.txt", "-o", tmp_path / "run", "--quiet")
+def test_text_that_is_none_leaves_nothing(tmp_path):
+    (tmp_path / "noise.txt").write_bytes(b"\xff\xfe")
+    run = teal("embedded", "--data", tmp_path / "noise.txt", "-o", tmp_path / "run", "--quiet")
     assert run.exit_code == 3
-    assert "no text file at" in run.stderr
+    assert "is not UTF-8" in run.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_shape_that_is_not_there_is_named(tmp_path):
+    run = teal(tmp_path / "config.json", "--scratch", "--data", __file__, "-o", tmp_path / "run")
+    assert run.exit_code == 3
+    assert f"{tmp_path / 'config.json'}'" in run.stderr
+
+
+def test_a_share_of_the_gradient_without_sparsity(tmp_path):
+    run = teal("embedded", "--data", __file__, "-o", tmp_path / "run", "--straight-through", 0.5)
+    assert run.exit_code == 2
+    assert "goes with --top-k" in " ".join(run.stderr.replace("│", " ").split())
 
 
 def test_a_tokenizer_without_scratch(tmp_path):
