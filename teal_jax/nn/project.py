@@ -32,8 +32,6 @@ def project(x: jax.Array, weight: jax.Array | QuantizedWeight, gate: Gate) -> ja
     match gate:
         case Dense() | GateOutput():  # what CATS drops of up is dropped by the block
             return matmul(x, weight)
-        case Threshold(scale=None):
-            return matmul(jnp.where(gate.keep(x), x, 0), weight)
         case StraightThrough(gate=Biased()):
             return project(x, weight, gate.inside())
         case Threshold() | TopK() | BlockTopK() | Relu() | Int8() | Rotated() | StraightThrough():
