@@ -18,12 +18,17 @@ from teal_jax.benchmark.traffic import token_bytes
 from teal_jax.config import ModelConfig
 from teal_jax.errors import ContextError
 from teal_jax.model import LanguageModel, Params
+from teal_jax.nn.compensation import Biased
 from teal_jax.nn.gates import Dense, Threshold
 from teal_jax.quantization.storage import split_quantized
 from teal_jax.sparsity.plan import model_sparsity
 
 GREEDY_LIKE = 0.5
-"""The sparsity at which an uneven plan is measured beside the uniform one."""
+"""The sparsity at which an uneven plan is measured beside the uniform one, without biases and with."""
+
+
+BIASES = ", biases"
+"""Ends the name of a row whose projections also add a bias, as those of a learned plan do."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,10 +97,14 @@ class Bench:
         if GREEDY_LIKE in self.work.sparsities:
             name = f"greedy-like {100 * GREEDY_LIKE:g} %"
             todo.append((name, GREEDY_LIKE, greedy_like(config, GREEDY_LIKE)))
+            todo.append((f"{name}{BIASES}", GREEDY_LIKE, greedy_like(config, GREEDY_LIKE)))
         for way, target, sparsity in todo:
             name = way if self.lm.quantization is None else f"{self.lm.quantization}, {way}"
             try:
-                row = self.dense(name) if sparsity is None else self.sparse(name, target, sparsity)
+                if sparsity is None:
+                    row = self.dense(name)
+                else:
+                    row = self.sparse(name, target, sparsity, biases=way.endswith(BIASES))
             except Exception as error:
                 # A kernel that fails at one sparsity must not cost the rows that device time was spent on.
                 keep_going(name, error)
@@ -108,8 +117,11 @@ class Bench:
         """The row of the dense model."""
         return self._measure(name, {"weights": self.lm.params["weights"], "gates": Dense()}, None, 0.0)
 
-    def sparse(self, name: str, target: float | None, sparsity: np.ndarray) -> DecodeRow:
-        """The row under `sparsity [layers, 7]`: thresholds fitted, corrected by the counts of the run itself."""
+    def sparse(self, name: str, target: float | None, sparsity: np.ndarray, *, biases: bool = False) -> DecodeRow:
+        """The row under `sparsity [layers, 7]`: thresholds fitted, corrected by the counts of the run itself.
+
+        `biases`: every projection adds one: zeros, which cost what others do and leave the tokens as they were.
+        """
         fit = fit_thresholds(self.lm, self._tokens, sparsity, self.work.prompt)
         realised, last = self._realised(fit)
         better = fit.corrected(realised)
@@ -117,7 +129,10 @@ class Bench:
         if corrected:
             realised, last = self._realised(better)
         share = model_sparsity(self.lm.config, realised)
-        row = self._measure(name, self._params(better), target, share, last)
+        params = self._params(better)
+        if biases:
+            params |= {"gates": Biased(params["gates"], zero_biases(self.lm.config))}
+        row = self._measure(name, params, target, share, last)
         return dataclasses.replace(row, thresholds_corrected=corrected)
 
     def _params(self, fit: Fit) -> Params:
@@ -152,6 +167,8 @@ class Bench:
         itemsize = self.lm.dtype.itemsize
         formats = split_quantized(self.lm.params["weights"])[1]
         read = token_bytes(self.lm.config, itemsize, realised, self.work.lengths, formats)
+        if isinstance(params["gates"], Biased):
+            read += sum(bias.nbytes for bias in jax.tree.leaves(params["gates"].bias))
         return DecodeRow(
             name=name,
             quantization=self.lm.quantization,
@@ -174,6 +191,11 @@ class Bench:
 def sparse_name(target: float) -> str:
     """Of a uniform row; 0 is the sparse path that keeps every channel."""
     return f"sparse {100 * target:g} %" if target else "sparse path, 0 %"
+
+
+def zero_biases(config: ModelConfig) -> tuple[tuple[jax.Array, ...], ...]:
+    """For `Biased`: float32 zeros, a vector for each projection of each layer."""
+    return tuple(tuple(jnp.zeros(d_out) for _, d_out in config.projection_shapes) for _ in range(config.num_layers))
 
 
 def first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from tests.teal_jax.benchmark.tiny import CONFIG, counting_step, fake_timer, mod
 
 WORK = Work(sparsities=(0.0, 0.5), context=40, tokens=16, repeats=2)
 BANDWIDTH = 1e9
+UNEVEN = ["greedy-like 50 %", "greedy-like 50 %, biases"]
 
 
 def collect(step=counting_step, timer=fake_timer, work=WORK):
@@ -29,8 +30,8 @@ def rows():
 
 
 def test_every_row_is_measured(rows):
-    assert [row.name for row in rows] == ["dense", "sparse path, 0 %", "sparse 50 %", "greedy-like 50 %"]
-    for row in rows:
+    assert [row.name for row in rows] == ["dense", "sparse path, 0 %", "sparse 50 %", *UNEVEN]
+    for row in rows[:-1]:
         assert row.ms_per_token == pytest.approx(1e3 / row.tokens_per_second)
         assert len(row.repeats) == WORK.repeats
         assert row.tokens_per_second == max(row.repeats)
@@ -50,6 +51,14 @@ def test_realised_sparsity_is_counted_on_the_run(rows):
     for row in rows[2:]:
         assert row.realised == pytest.approx(0.5, abs=0.03)  # a model this small has few channels to count
         assert "other tokens" not in row.note
+
+
+def test_biases_change_what_is_read_but_not_the_tokens(rows):
+    plain, biased = rows[-2:]
+    outputs = sum(d_out for _, d_out in CONFIG.projection_shapes)
+    assert biased.bytes_per_token == plain.bytes_per_token + 4 * CONFIG.num_layers * outputs
+    assert biased.realised == plain.realised
+    assert biased.note == plain.note
 
 
 def test_a_failing_path_leaves_the_other_rows():
