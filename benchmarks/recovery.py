@@ -169,7 +169,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         plain_log_ticks(axes)
         axes.set_xlabel(f"seconds of training ({report['device']})")
         axes.set_ylabel("held-out perplexity, times dense")
-        axes.set_title(f"{report['model']}: recovery under uniform thresholds (dashed: goals)")
+        axes.set_title(f"{report['model']}: recovery under {report['allocation']} thresholds (dashed: goals)")
         axes.grid(axis="y", which="both")
         axes.legend()
 
@@ -193,6 +193,7 @@ def main() -> None:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--seconds", type=float, help="of training, for each target: steps by the pace measured first")
     budget.add_argument("--steps", type=int)
+    parser.add_argument("--allocation", default="uniform", help="method of the plan: uniform, greedy, learned, ...")
     parser.add_argument("--sampled", type=Path, help="token file; made if it is not there")
     parser.add_argument("--rows", type=int, default=20480, help="texts sampled")
     parser.add_argument("--sample-length", type=int, default=512, help="of each; the later rows begin inside a story")
@@ -247,7 +248,7 @@ def main() -> None:
             "sampled_tokens": len(tokens.tokens),
             "sample_seconds": round(sampled, 1),
             "calibration": {"text": options.calibration_data.name, "tokens": options.calibration_tokens},
-            "allocation": "uniform",
+            "allocation": options.allocation,
             "settings": {},
             "step_seconds": None,
             "device": jax.devices()[0].device_kind,
@@ -256,7 +257,7 @@ def main() -> None:
             "rows": [],
         }
     for target in options.targets:
-        recover(lm, tokens, teal_jax.allocate(lm, calibration, target, method="uniform"), report, options)
+        recover(lm, tokens, teal_jax.allocate(lm, calibration, target, method=options.allocation), report, options)
     print(markdown(report))
 
 
