@@ -76,6 +76,7 @@ def recover(
         dtype=options.dtype,
         distil=options.distil,
         straight_through=options.straight_through,
+        attention=options.attention,
     )
     if (directory / RECORD).exists():
         settings = TrainSettings(**read_json(directory / RECORD)["settings"])
@@ -206,6 +207,7 @@ def main() -> None:
     parser.add_argument("--distil", type=float, default=1.0)
     parser.add_argument("--straight-through", type=float, default=0.3, help="share of it for dropped channels")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--attention", choices=("xla", "cudnn"), default="xla", help="cudnn: on a GPU, in bfloat16")
     parser.add_argument("--measurements", type=int, default=10, help="during the training")
     parser.add_argument("--max-tokens", type=int, default=100_000, help="held-out tokens scored")
     parser.add_argument("--context", type=int, default=192)

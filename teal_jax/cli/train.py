@@ -32,6 +32,13 @@ class Schedule(enum.StrEnum):
     constant = "constant"
 
 
+class AttentionLibrary(enum.StrEnum):
+    """What computes attention in training."""
+
+    xla = "xla"
+    cudnn = "cudnn"
+
+
 class Compute(enum.StrEnum):
     """Dtypes of products and activations."""
 
@@ -116,6 +123,9 @@ def command(
         float,
         typer.Option("--straight-through", min=0, max=1, help="Gradient's share for dropped channels: 1 as Q-Sparse."),
     ] = 1.0,
+    attention: Annotated[
+        AttentionLibrary, typer.Option("--attention", help="cudnn: faster on a GPU, losses the same to rounding only.")
+    ] = AttentionLibrary.xla,
     devices: Annotated[int | None, typer.Option("--devices", min=1, help="How many; all if not given.")] = None,
     fully_sharded: Annotated[
         bool, typer.Option("--fully-sharded", help="Share out weights and optimizer state, too.")
@@ -171,6 +181,7 @@ def command(
             distil=distil,
             hold_sparsity=hold_sparsity,
             straight_through=straight_through,
+            attention=attention.value,
             seed=seed,
         )
         if shares is not None:

@@ -83,7 +83,7 @@ def _dense_streams(config: ModelConfig) -> Any:
     def streams(params: Params, tokens: jax.Array, mask: jax.Array, at: jax.Array) -> jax.Array:
         model = nnx.merge(graphdef, params["weights"])
         context = make_context(config, mask, None)
-        x, found = model.embed.weight[...][tokens], []
+        x, found = model.embed(tokens), []
         for block in model.layers:
             x, _, _ = block(x, Dense(), context)
             found.append(x.reshape(-1, x.shape[-1])[at])
@@ -108,7 +108,7 @@ def _compare(config: ModelConfig) -> Any:
         """Nll, kl and agreement `[n]` at the flat positions `at` (-1: none), dropped channels and error sums."""
         dense, model = (nnx.merge(graphdef, p["weights"]) for p in (dense_params, params))
         gates, context = params["gates"].on(where), make_context(config, mask, None)
-        x, here = model.embed.weight[...][tokens], None
+        x, here = model.embed(tokens), None
         dropped, errors = [], []
         for i, block in enumerate(model.layers):
             x, _, taps = block(x, gates[i], context)

@@ -1,6 +1,7 @@
 """Grouped-query attention over a full or sliding-window context, with or without a kv_cache."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ from teal_jax.nn.gates import BlockGates, Gate
 from teal_jax.nn.product import product
 from teal_jax.nn.project import Projection
 from teal_jax.nn.rope import rotary_table, rotate
+
+type Library = Literal["xla", "cudnn"]
+"""Of `jax.nn.dot_product_attention`."""
 
 
 @jax.tree_util.register_dataclass
@@ -25,12 +29,14 @@ class Context:
       slot: int32 `[batch, seq]`, where the cache keeps each new token; None without a cache.
       append: the keys are the cache's old slots followed by the new tokens; otherwise, with a cache, its slots
         after the write.
+      library: whose `attend_causal` is taken, without a cache and where every token is real; None: `attend`.
     """
 
     rotary: tuple[jax.Array, jax.Array]
     visible: jax.Array
     slot: jax.Array | None = None
     append: bool = dataclasses.field(default=False, metadata={"static": True})
+    library: Library | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 def make_context(config: ModelConfig, mask: jax.Array, cache: KVCache | None) -> Context:
@@ -77,6 +83,17 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.
     return mixed.reshape(batch, seq, heads * head_dim).astype(v.dtype)
 
 
+def attend_causal(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None, library: Library) -> jax.Array:
+    """`attend` where each token sees itself and those before it, `window` in all (None: no limit), by jax's function.
+
+    library: `"cudnn"`, for half precision on a GPU, which never writes the scores down and adds the parts of a
+    derivative in any order; or `"xla"`.
+    """
+    local = None if window is None else (window - 1, 0)
+    mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=local, implementation=library)
+    return mixed.reshape(*q.shape[:2], -1).astype(v.dtype)
+
+
 class Attention(nnx.Module):
     """The q, k, v and o projections; `attend` between them."""
 
@@ -87,7 +104,7 @@ class Attention(nnx.Module):
         self.k_proj = Projection(*k, bias=bias, rngs=rngs, dtype=dtype)
         self.v_proj = Projection(*v, bias=bias, rngs=rngs, dtype=dtype)
         self.o_proj = Projection(*o, bias=bias, rngs=rngs, dtype=dtype)
-        self.head_dim = config.head_dim
+        self.head_dim, self.window = config.head_dim, config.sliding_window
 
     def queries(self, x: jax.Array, gate: Gate, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
         """Rotated queries `[batch, seq, num_heads, head_dim]` of x `[batch, seq, d_model]`."""
@@ -112,6 +129,8 @@ class Attention(nnx.Module):
         k = self.keys(x, gates[1], context.rotary)
         v = self.values(x, gates[2])
         if cache is None:
+            if context.library is not None:
+                return attend_causal(q, k, v, self.window, context.library), None
             return attend(q, k, v, context.visible), None
         assert context.slot is not None, "make_context was not given the cache"
         written = (write(cache[0], k, context.slot), write(cache[1], v, context.slot))

@@ -1,5 +1,6 @@
 """The whole decoder: embedding, blocks, final norm, lm_head. Layers are unrolled: a scan would copy the weights."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from teal_jax.config import ModelConfig
-from teal_jax.nn.attention import make_context
+from teal_jax.nn.attention import Library, make_context
 from teal_jax.nn.block import Block, Taps
 from teal_jax.nn.cache import KVCache
+from teal_jax.nn.embedding import Embedding
 from teal_jax.nn.gates import BlockGates, ModelGates
 from teal_jax.nn.norm import RMSNorm
 from teal_jax.nn.product import matmul
@@ -18,14 +20,6 @@ from teal_jax.nn.quantized import to_dense
 
 type Observer = Callable[[Taps, BlockGates], Any]
 """Called once a layer, inside jit, with the layer's taps and gates; what it returns is collected in a list."""
-
-
-class Embedding(nnx.Module):
-    """Token vectors `[vocab, d_model]`."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike):
-        init = jax.nn.initializers.normal(0.02)
-        self.weight = nnx.Param(init(rngs.params(), (config.vocab_size, config.d_model), dtype))
 
 
 class Head(nnx.Module):
@@ -55,6 +49,7 @@ class Decoder(nnx.Module):
         mask: jax.Array | None = None,
         observe: Observer | None = None,
         remat: bool = False,
+        attention: Library | None = None,
     ) -> tuple[jax.Array, list[Any]]:
         """The residual stream after the last block, before the final norm, for whole sequences.
 
@@ -64,13 +59,15 @@ class Decoder(nnx.Module):
           mask: bool `[batch, seq]`, False for padding, on either side; None: all real.
           observe: see `Observer`.
           remat: a backward pass computes each block again instead of keeping what it computed.
+          attention: library of `attend_causal`, without a mask; None: `attend`.
 
         Returns:
           `[batch, seq, d_model]`, and the observations (empty without an observer).
         """
+        assert mask is None or attention is None, "a library's attention takes every token for real"
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
-        context = make_context(self.config, mask, None)
-        x = self.embed.weight[...][tokens]
+        context = dataclasses.replace(make_context(self.config, mask, None), library=attention)
+        x = self.embed(tokens)
         observed = []
         for i, block in enumerate(self.layers):
 
@@ -89,7 +86,7 @@ class Decoder(nnx.Module):
         """As `hidden`, for tokens `[batch, seq]` that follow those in the cache; also the cache with them in it."""
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
         context = make_context(self.config, mask, cache)
-        x = self.embed.weight[...][tokens]
+        x = self.embed(tokens)
         keys, values = [], []
         for i, block in enumerate(self.layers):
             x, written, _ = block(x, gates[i], context, (cache.keys[i], cache.values[i]))

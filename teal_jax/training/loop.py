@@ -174,6 +174,8 @@ def _check(lm: LanguageModel, tokens: TokenFile, settings: TrainSettings, every:
         raise TrainingError(f"{lm.name} has {lm.quantization} weights", hint="train the model before it was quantised")
     if not 1 <= settings.seq_len <= lm.config.max_position:
         raise TrainingError(f"seq_len must lie in [1, {lm.config.max_position}] here, got {settings.seq_len}")
+    if settings.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise TrainingError(f"attention by cudnn needs an NVIDIA GPU, here is a {jax.default_backend()}")
     if every < 1 or keep < 2:
         raise TrainingError(f"save_every and watch_every must be >= 1 and keep >= 2, got {every} and {keep}")
     if lm.tokenizer is not None:

@@ -10,6 +10,7 @@ from teal_jax.errors import TrainingError
 
 SCHEDULES = ("cosine", "linear", "constant")
 DTYPES = ("bfloat16", "float32")
+ATTENTIONS = ("xla", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class TrainSettings:
       hold_sparsity: with a plan of thresholds, each moves after every step towards its share of dropped channels; see
         `teal_jax.training.sparsity.moved`.
       straight_through: share of its gradient that a channel gets where a gate drops it, in [0, 1]; 1 is Q-Sparse's.
+      attention: `"xla"`, or `"cudnn"`: on a GPU in bfloat16; about a third faster where rows are short and the model
+        small, but it adds in any order, so that a resumed run has the same losses to rounding only.
       seed: of the order of rows.
     """
 
@@ -54,6 +57,7 @@ class TrainSettings:
     distil: float = 0.0
     hold_sparsity: bool = True
     straight_through: float = 1.0
+    attention: str = "xla"
     seed: int = 0
 
     def __post_init__(self):
@@ -75,10 +79,11 @@ class TrainSettings:
             object.__setattr__(self, "warmup", self.steps // 50)
         if not 0 <= self.warmup_steps <= self.steps:
             raise TrainingError(f"warmup must lie in [0, steps], got {self.warmup} of {self.steps} steps")
-        if self.schedule not in SCHEDULES:
-            raise TrainingError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
-        if self.dtype not in DTYPES:
-            raise TrainingError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for name, known in (("schedule", SCHEDULES), ("dtype", DTYPES), ("attention", ATTENTIONS)):
+            if getattr(self, name) not in known:
+                raise TrainingError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise TrainingError(f"attention by cudnn is of bfloat16, got {self.dtype}", hint="xla's has no such limit")
         if self.batch % self.accumulate:
             raise TrainingError(
                 f"batch must be a multiple of accumulate, got {self.batch} rows in {self.accumulate} parts"

@@ -94,7 +94,10 @@ class Losses:
 
     def _hidden(self, weights: Any, gates: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         observe = None if isinstance(gates, Dense) else dropped_shares
-        x, dropped = self._model(weights).hidden(tokens[:, :-1], gates, observe=observe, remat=self.settings.remat)
+        library = "cudnn" if self.settings.attention == "cudnn" else None
+        x, dropped = self._model(weights).hidden(
+            tokens[:, :-1], gates, observe=observe, remat=self.settings.remat, attention=library
+        )
         return x, jax.lax.stop_gradient(jnp.stack(dropped)) if dropped else None
 
 

@@ -128,6 +128,8 @@ def test_bad_input(tokens, tmp_path):
         start(tokens, run, dataclasses.replace(SETTINGS, seq_len=33))
     with pytest.raises(TrainingError, match="save_every"):
         start(tokens, run, save_every=0)
+    with pytest.raises(TrainingError, match="cudnn needs an NVIDIA GPU, here is a cpu"):
+        start(tokens, run, dataclasses.replace(SETTINGS, attention="cudnn", dtype="bfloat16"))
     with pytest.raises(TrainingError, match="devices must lie in"):
         start(tokens, run, devices=1000)
     with pytest.raises(DataError, match="one row needs"):

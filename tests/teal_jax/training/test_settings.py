@@ -49,6 +49,8 @@ def test_without_a_warm_up_the_first_step_has_the_peak():
         {"warmup": 11, "steps": 10},
         {"schedule": "sawtooth"},
         {"dtype": "float16"},
+        {"attention": "by hand"},
+        {"attention": "cudnn", "dtype": "float32"},
     ],
     ids=str,
 )
