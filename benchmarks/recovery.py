@@ -48,6 +48,20 @@ def tokens_of(lm: LanguageModel, path: Path, options: argparse.Namespace) -> Tok
     )
 
 
+def make_plans(lm: LanguageModel, options: argparse.Namespace) -> list[SparsityPlan]:
+    """Those given, or one for each target."""
+    if options.plans:
+        return [SparsityPlan.load(path) for path in options.plans]
+    found = teal_jax.calibrate(
+        lm,
+        options.calibration_data,
+        num_tokens=options.calibration_tokens,
+        seq_len=options.seq_len,
+        progress=False,
+    )
+    return [teal_jax.allocate(lm, found, target, method=options.allocation) for target in options.targets]
+
+
 def pace(lm: LanguageModel, tokens: TokenFile, settings: TrainSettings, plan: SparsityPlan) -> float:
     """Seconds of a step, compiled."""
     with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +208,8 @@ def main() -> None:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--seconds", type=float, help="of training, for each target: steps by the pace measured first")
     budget.add_argument("--steps", type=int)
-    parser.add_argument("--allocation", default="uniform", help="method of the plan: uniform, greedy, learned, ...")
+    parser.add_argument("--allocation", default="uniform", help="method of the plans: uniform, greedy, learned, ...")
+    parser.add_argument("--plans", type=Path, nargs="*", help="plans made before, in place of --targets")
     parser.add_argument("--sampled", type=Path, help="token file; made if it is not there")
     parser.add_argument("--rows", type=int, default=20480, help="texts sampled")
     parser.add_argument("--sample-length", type=int, default=512, help="of each; the later rows begin inside a story")
@@ -231,13 +246,7 @@ def main() -> None:
     tokens = tokens_of(lm, options.sampled or options.out / "sampled.tokens", options)
     sampled = time.perf_counter() - began
     print(f"{len(tokens.tokens):,} tokens in {sampled:.0f} s", flush=True)
-    calibration = teal_jax.calibrate(
-        lm,
-        options.calibration_data,
-        num_tokens=options.calibration_tokens,
-        seq_len=options.seq_len,
-        progress=False,
-    )
+    plans = make_plans(lm, options)
     file = options.out / f"recovery-{Path(options.model).name}.json"
     if file.exists():
         report = read_json(file)
@@ -250,7 +259,7 @@ def main() -> None:
             "sampled_tokens": len(tokens.tokens),
             "sample_seconds": round(sampled, 1),
             "calibration": {"text": options.calibration_data.name, "tokens": options.calibration_tokens},
-            "allocation": options.allocation,
+            "allocation": plans[0].method,
             "settings": {},
             "step_seconds": None,
             "device": jax.devices()[0].device_kind,
@@ -258,8 +267,8 @@ def main() -> None:
             "commit": commit(),
             "rows": [],
         }
-    for target in options.targets:
-        recover(lm, tokens, teal_jax.allocate(lm, calibration, target, method=options.allocation), report, options)
+    for plan in plans:
+        recover(lm, tokens, plan, report, options)
     print(markdown(report))
 
 
