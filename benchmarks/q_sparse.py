@@ -188,6 +188,7 @@ def train_one(run: Run, teacher: Any, options: argparse.Namespace) -> dict[str, 
         dtype=options.dtype,
         bitnet=run.bitnet,
         straight_through=run.straight_through,
+        attention=options.attention,
         seed=run.seed,
     )
     held = open_token_file(options.out / "held-out.tokens").tokens
@@ -313,6 +314,7 @@ def main() -> None:
     train.add_argument("--seq-len", type=int, default=256)
     train.add_argument("--lr", type=float, default=2e-3, help="of 10M weights; others by the fourth root")
     train.add_argument("--dtype", default="bfloat16")
+    train.add_argument("--attention", choices=("xla", "cudnn"), default="xla", help="cudnn: on a GPU, in bfloat16")
     train.add_argument("--measurements", type=int, default=10)
     train.add_argument("--max-tokens", type=int, default=50_000, help="of held-out text")
     train.add_argument("--jobs", type=int, default=1, help="processes side by side on the device")

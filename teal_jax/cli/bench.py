@@ -73,7 +73,7 @@ def decode(
     """
     targets = parse_sparsities(sparsity)
     with Session(quiet=quiet, as_json=as_json, debug=debug) as session:
-        name, config, device = _begin(shape)
+        name, config = _begin(shape)
         from teal_jax.benchmark import device as gpu
         from teal_jax.benchmark.decode import Bench, Work, fused_counting_step
         from teal_jax.benchmark.peer import peer_row
@@ -85,6 +85,7 @@ def decode(
         from teal_jax.quantization import driver
 
         formats = [_format(config, one, lm_head) for one in quantize.split(",") if one]
+        device = gpu.cuda_device()
         work = Work(sparsities=targets, context=context, tokens=tokens, repeats=repeats)
         itemsize = 4 if dtype is DType.float32 else 2
         check_fits(config, dtype.value, context=context)
@@ -144,14 +145,16 @@ def kernels(
     XLA's products beside them are of the unquantised weights.
     """
     with Session(quiet=quiet, as_json=as_json, debug=debug) as session:
-        name, config, device = _begin(shape)
+        name, config = _begin(shape)
         from pallas_kernels.tiles import Bits
         from teal_jax.benchmark.cases import Cases
+        from teal_jax.benchmark.device import cuda_device
         from teal_jax.benchmark.kernels import bench_kernels
         from teal_jax.benchmark.tables import KERNELS
         from teal_jax.nn.fused_step import choose_tiles
 
         spec = None if quantize is None else _format(config, quantize)
+        device = cuda_device()
         run = _Run(session, "kernels", name, device, KERNELS, output, debug)
         run.command = f"teal bench kernels --shape {name} --sparsity {sparsity:g} --dtype {dtype.value}"
         run.command += "" if spec is None else f" --quantize {spec}"
@@ -164,15 +167,13 @@ def kernels(
         run.finish(None)
 
 
-def _begin(shape: str) -> "tuple[str, ModelConfig, Any]":
-    """The name and config of a shape, and the device."""
+def _begin(shape: str) -> "tuple[str, ModelConfig]":
+    """The name and config of a shape."""
     # Read when jax first meets the device: what the peer needs must not be taken before it runs.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from teal_jax.benchmark.device import cuda_device
     from teal_jax.benchmark.shapes import shape_config
 
-    name, config = shape_config(shape)
-    return name, config, cuda_device()
+    return shape_config(shape)
 
 
 def _format(config: "ModelConfig", name: str, lm_head: str | None = None) -> "QuantSpec":

@@ -42,6 +42,8 @@ def command(
     """Continue a prompt, streaming the text to stdout."""
     if sparsity is not None and plan is not None:
         raise typer.BadParameter("give --sparsity or --plan, not both")
+    if temp == 0 and not (top_k is None and top_p is None and min_p is None):
+        raise typer.BadParameter("--top-k, --top-p and --min-p choose among random tokens: give a --temp above 0")
     with Session(quiet=quiet, as_json=as_json, debug=debug, offline=offline) as session:
         from teal_jax.decode.generation import stream_pieces
 

@@ -84,6 +84,7 @@ def test_version():
         ["generate", "embedded", "-p", "x", "--sparsity", "0.4", "--plan", "plan.json"],
         ["generate", "embedded", "-p", "x", "--temp", "1", "--top-p", "0"],
         ["generate", "embedded", "-p", "x", "--temp", "0", "--top-p", "3"],
+        ["generate", "embedded", "-p", "x", "--top-k", "3"],
         ["generate", "embedded", "-p", "x", "--dtype", "int8"],
         ["allocate", "embedded", "-s", "0.4", "-o", "plan.json"],
         ["eval", "embedded", "--sparsity", "0,two"],

@@ -18,6 +18,9 @@ from teal_jax.sparsity.plan import Score, array_name
 
 def choose(task: Task) -> Choice:
     """The sparsity of the plan is what its hard gates realised on the calibration text."""
+    if task.target == 0:
+        # The dense model: nothing to win back.
+        return Choice(sparsity=flat(task), thresholds=task.calibration.thresholds(flat(task)))
     name, start = _start(task)
     exponents = task.distil.exponents
     found = distil(

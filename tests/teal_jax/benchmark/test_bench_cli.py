@@ -90,7 +90,6 @@ def test_decode_from_end_to_end(fixtures, tmp_path):
     assert not run.stderr
 
 
-@pytest.mark.usefixtures("pretend_gpu")
 @pytest.mark.parametrize(
     ("command", "arguments", "said"),
     [

@@ -181,6 +181,13 @@ def test_cross_block_takes_what_diverges_less(plans):
     assert notes["taken"] == min(notes["divergence"], key=notes["divergence"].get)
 
 
+def test_without_sparsity_nothing_is_learnt(plans):
+    plan = plans("learned", 0.0)
+    assert not plan.thresholds.any()
+    assert not plan.sparsity.any()
+    assert not plan.arrays
+
+
 def test_learning_begins_with_the_nearer_of_the_plans_there_are(lm):
     fresh = teal_jax.calibrate(lm, tiny_tokens(8, 32), progress=False)
     how = {
