@@ -243,7 +243,9 @@ def main() -> None:
     compilation_cache.enable()
     lm = teal_jax.load(options.model, dtype="float32", progress=False)
     began = time.perf_counter()
-    tokens = tokens_of(lm, options.sampled or options.out / "sampled.tokens", options)
+    # In the dtype in which it teaches: half the kv_cache to read.
+    writer = teal_jax.load(options.model, dtype=options.dtype, progress=False)
+    tokens = tokens_of(writer, options.sampled or options.out / "sampled.tokens", options)
     sampled = time.perf_counter() - began
     print(f"{len(tokens.tokens):,} tokens in {sampled:.0f} s", flush=True)
     plans = make_plans(lm, options)
