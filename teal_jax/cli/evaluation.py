@@ -24,6 +24,7 @@ _BUNDLED_TOKENS = 8192
 """Scored of the bundled text unless told otherwise: a sweep of the embedded model then takes minutes on a CPU."""
 
 _HOME = Path("teal-eval")
+_KEPT_CALIBRATION = "calibration.npz"
 
 
 def parse_methods(text: str) -> list[str]:
@@ -147,7 +148,11 @@ class Evaluation:
         calibration, shared, notes = None, None, []
         if any(target > 0 for target in self._targets):
             calibration = self._calibrate(directory)
+            # Before the directory is taken: with other text it would be refused.
             shared = refuse_overlap(self._text.layout.streams, calibration.tokens, self._text.source)
+            directory.begin()
+            if not (kept := directory.path / _KEPT_CALIBRATION).exists():
+                calibration.save(kept)
             notes = self._search(calibration, directory)
         cells, failures, prompted = sweep(
             self._lm,
@@ -191,15 +196,12 @@ class Evaluation:
     def _calibrate(self, directory: "RunDirectory") -> "Calibration":
         from teal_jax.sparsity.statistics import Calibration
 
-        kept = directory.path / "calibration.npz"
+        kept = directory.path / _KEPT_CALIBRATION
         if kept.exists():
             self._sparsifier.calibration = Calibration.load(kept)
         elif self._given is not None:
             self._sparsifier.calibration = self._given
-        calibration = self._sparsifier.calibration
-        if not kept.exists():
-            calibration.save(kept)
-        return calibration
+        return self._sparsifier.calibration
 
     def _search(self, calibration: "Calibration", directory: "RunDirectory") -> list[str]:
         """Walk the greedy path before the first cell, so that it is kept; what to say about it."""
@@ -213,7 +215,7 @@ class Evaluation:
             if self._quick:
                 settings = dataclasses.replace(GREEDY, max_sparsity=max(GREEDY.max_sparsity, settings.max_sparsity))
             calibration.path = greedy_path(self._lm, calibration, settings=settings, progress=self._session.progress)
-            calibration.save(directory.path / "calibration.npz")
+            calibration.save(directory.path / _KEPT_CALIBRATION)
         found, default = calibration.path.settings, GreedySettings()
         if found["step"] <= default.step and found["max_rows"] is None:
             return []

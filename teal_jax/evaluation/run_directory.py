@@ -24,7 +24,7 @@ class RunDirectory:
     """Cells of one configuration: all that makes them comparable, but not which methods and targets there are."""
 
     def __init__(self, path: Path, configuration: dict[str, Any]):
-        """Take over `path`, made if missing.
+        """Take over `path`, which is made when there is something to keep in it.
 
         Raises:
           ArtifactError: it holds another configuration's cells, or something that is not a sweep.
@@ -37,7 +37,11 @@ class RunDirectory:
             self._check(read_json(file))
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ArtifactError(f"{path} is not the directory of a sweep: it will not be written to", hint="--out DIR")
-        else:
+
+    def begin(self) -> None:
+        """Make it this configuration's: from now on another one is refused."""
+        file = self.path / _CONFIGURATION
+        if not file.exists():
             write_json(file, self.configuration)
 
     def _check(self, there: Any) -> None:
@@ -58,6 +62,7 @@ class RunDirectory:
 
     def keep(self, cell: Cell) -> Path:
         """Write a measured cell; returns its path."""
+        self.begin()
         return write_json(self._file(cell.method, cell.target), cell.to_dict())
 
     def _file(self, method: str, target: float) -> Path:

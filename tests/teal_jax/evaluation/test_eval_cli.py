@@ -108,6 +108,17 @@ def test_a_calibration_of_another_model_is_refused(arguments, evaluated, fixture
     assert "another model" in run.stderr
 
 
+def test_overlap_is_refused_and_leaves_no_directory(arguments, tmp_path):
+    first = arguments[arguments.index("--calibration-data") + 1]
+    (tmp_path / "copy.txt").write_text(first.read_text())
+    given = list(arguments)
+    given[given.index("--data") + 1] = tmp_path / "copy.txt"
+    run = teal(*given, "-o", tmp_path / "run")
+    assert run.exit_code == 3
+    assert "score text that the calibration has not seen" in run.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_rendered_again(evaluated, tmp_path):
     path = tmp_path / "kept.json"
     path.write_text((evaluated[0] / "report.json").read_text())

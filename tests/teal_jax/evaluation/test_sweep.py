@@ -137,6 +137,8 @@ def test_more_methods_and_targets_join_in(lm, text, calibration, swept):
 
 def test_another_configuration_is_refused(tmp_path):
     RunDirectory(tmp_path / "run", CONFIGURATION)
+    assert not (tmp_path / "run").exists()  # nothing was measured: another configuration may still have it
+    RunDirectory(tmp_path / "run", CONFIGURATION).begin()
     RunDirectory(tmp_path / "run", CONFIGURATION)
     other = CONFIGURATION | {"text": {"tokens": 4}, "seeds": (0, 2)}
     with pytest.raises(
