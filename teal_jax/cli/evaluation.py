@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from teal_jax.cli.models import Sparsifier, check_texts, open_model
 from teal_jax.cli.session import Session
-from teal_jax.errors import PlanError
+from teal_jax.errors import ArtifactError, PlanError
 
 if TYPE_CHECKING:
     from teal_jax.evaluation.report import EvaluationReport
@@ -145,6 +145,11 @@ class Evaluation:
         from teal_jax.evaluation.report import make_report
         from teal_jax.evaluation.sweep import sweep
 
+        if self._measured and directory.empty:
+            raise ArtifactError(
+                f"no cell has been measured in {directory.path}",
+                hint="--measured reports on a sweep that was begun: give its options and its --out",
+            )
         calibration, shared, notes = None, None, []
         if any(target > 0 for target in self._targets):
             calibration = self._calibrate(directory)

@@ -53,6 +53,11 @@ class RunDirectory:
                 hint="repeat that command to go on with it, or name another directory with --out",
             )
 
+    @property
+    def empty(self) -> bool:
+        """Whether no cell has been measured."""
+        return not any((self.path / "cells").glob("*.json"))
+
     def cell(self, method: str, target: float) -> Cell | None:
         """The cell, if it has been measured; a file that is not one counts as not measured."""
         try:

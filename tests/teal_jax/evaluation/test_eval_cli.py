@@ -108,6 +108,13 @@ def test_a_calibration_of_another_model_is_refused(arguments, evaluated, fixture
     assert "another model" in run.stderr
 
 
+def test_a_sweep_not_begun_has_nothing_to_report(arguments, tmp_path):
+    run = teal(*arguments, "-o", tmp_path / "run", "--measured")
+    assert run.exit_code == 3
+    assert "no cell has been measured in" in run.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_overlap_is_refused_and_leaves_no_directory(arguments, tmp_path):
     first = arguments[arguments.index("--calibration-data") + 1]
     (tmp_path / "copy.txt").write_text(first.read_text())
