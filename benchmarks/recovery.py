@@ -10,6 +10,8 @@ the same command goes on where it was killed.
 import argparse
 import dataclasses
 import json
+import shlex
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -165,7 +167,8 @@ def markdown(report: dict[str, Any]) -> str:
     facts = (
         f"dense {dense:.3f}; {report['held_out']}",
         f"trained on {report['sampled_tokens']:,} tokens of {name}'s own, sampled in {report['sample_seconds']:.0f} s",
-        report["device"],
+        f"{report['device']}, jax {report['versions']['jax']}, commit {report['commit']}",
+        f"`{report['command']}`",
     )
     return f"# Recovery of {name}\n\n" + "\n".join(lines) + "\n\n" + "".join(f"- {fact}\n" for fact in facts)
 
@@ -260,8 +263,11 @@ def main() -> None:
             "held_out": f"{dense.num_tokens:,} tokens scored, {dense.protocol}",
             "sampled_tokens": len(tokens.tokens),
             "sample_seconds": round(sampled, 1),
-            "calibration": {"text": options.calibration_data.name, "tokens": options.calibration_tokens},
-            "allocation": plans[0].method,
+            "calibration": None
+            if options.plans
+            else {"text": options.calibration_data.name, "tokens": options.calibration_tokens},
+            "allocation": ", ".join(dict.fromkeys(plan.method for plan in plans)),
+            "command": shlex.join(["python", "benchmarks/recovery.py", *sys.argv[1:]]),
             "settings": {},
             "step_seconds": None,
             "device": jax.devices()[0].device_kind,

@@ -21,14 +21,11 @@ from teal_jax.model import LanguageModel, Params
 from teal_jax.nn.compensation import Biased
 from teal_jax.nn.gates import Dense, Threshold
 from teal_jax.quantization.storage import split_quantized
+from teal_jax.sparsity.gating import biases_of
 from teal_jax.sparsity.plan import model_sparsity
 
 GREEDY_LIKE = 0.5
 """The sparsity at which an uneven plan is measured beside the uniform one, without biases and with."""
-
-
-BIASES = ", biases"
-"""Ends the name of a row whose projections also add a bias, as those of a learned plan do."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,19 +89,16 @@ class Bench:
     ) -> list[DecodeRow]:
         """All rows, each handed to `on_row` as it comes; one that fails goes to `keep_going` and gets a note."""
         config, found = self.lm.config, []
-        todo: list[tuple[str, float | None, np.ndarray | None]] = [("dense", None, None)]
-        todo += [(sparse_name(target), target, uniform(config, target)) for target in self.work.sparsities]
+        todo: list[tuple[str, float | None, np.ndarray | None, bool]] = [("dense", None, None, False)]
+        todo += [(sparse_name(target), target, uniform(config, target), False) for target in self.work.sparsities]
         if GREEDY_LIKE in self.work.sparsities:
-            name = f"greedy-like {100 * GREEDY_LIKE:g} %"
-            todo.append((name, GREEDY_LIKE, greedy_like(config, GREEDY_LIKE)))
-            todo.append((f"{name}{BIASES}", GREEDY_LIKE, greedy_like(config, GREEDY_LIKE)))
-        for way, target, sparsity in todo:
+            name, uneven = f"greedy-like {100 * GREEDY_LIKE:g} %", greedy_like(config, GREEDY_LIKE)
+            # The second as a learned plan is: every projection also adds a bias.
+            todo += [(name, GREEDY_LIKE, uneven, False), (f"{name}, biases", GREEDY_LIKE, uneven, True)]
+        for way, target, sparsity, biases in todo:
             name = way if self.lm.quantization is None else f"{self.lm.quantization}, {way}"
             try:
-                if sparsity is None:
-                    row = self.dense(name)
-                else:
-                    row = self.sparse(name, target, sparsity, biases=way.endswith(BIASES))
+                row = self.dense(name) if sparsity is None else self.sparse(name, target, sparsity, biases=biases)
             except Exception as error:
                 # A kernel that fails at one sparsity must not cost the rows that device time was spent on.
                 keep_going(name, error)
@@ -131,7 +125,7 @@ class Bench:
         share = model_sparsity(self.lm.config, realised)
         params = self._params(better)
         if biases:
-            params |= {"gates": Biased(params["gates"], zero_biases(self.lm.config))}
+            params |= {"gates": Biased(params["gates"], biases_of({}, self.lm.config))}
         row = self._measure(name, params, target, share, last)
         return dataclasses.replace(row, thresholds_corrected=corrected)
 
@@ -191,11 +185,6 @@ class Bench:
 def sparse_name(target: float) -> str:
     """Of a uniform row; 0 is the sparse path that keeps every channel."""
     return f"sparse {100 * target:g} %" if target else "sparse path, 0 %"
-
-
-def zero_biases(config: ModelConfig) -> tuple[tuple[jax.Array, ...], ...]:
-    """For `Biased`: float32 zeros, a vector for each projection of each layer."""
-    return tuple(tuple(jnp.zeros(d_out) for _, d_out in config.projection_shapes) for _ in range(config.num_layers))
 
 
 def first_line(error: Exception) -> str:

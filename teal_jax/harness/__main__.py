@@ -1,6 +1,6 @@
 """`python -m teal_jax.harness`: the command line of lm-eval, with `--model teal_jax` in it.
 
-For an lm-eval that does not read entry points (0.4.13 and older); a later one finds the model by itself.
+For an lm-eval that does not read entry points: 0.4.13, the newest release, and older.
 """
 
 import sys

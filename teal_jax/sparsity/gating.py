@@ -63,7 +63,7 @@ def _gates_of(plan: SparsityPlan, config: ModelConfig, weights: dict[str, Any]) 
         return base
     if kinds == {"bias"} and not isinstance(base, Gates):
         # Kept together, so that a kernel may take them.
-        return Biased(base, _biases(arrays, config))
+        return Biased(base, biases_of(arrays, config))
     dtype = weights["embed"]["weight"].dtype
     layers, seven = range(config.num_layers), range(len(PROJECTIONS))
     return Gates(
@@ -71,7 +71,9 @@ def _gates_of(plan: SparsityPlan, config: ModelConfig, weights: dict[str, Any]) 
     )
 
 
-def _biases(arrays: Places, config: ModelConfig) -> Vectors:
+def biases_of(arrays: Places, config: ModelConfig) -> Vectors:
+    """For `Biased`: of every projection of every layer, zeros where `arrays` has none."""
+
     def one(layer: int, i: int) -> jax.Array:
         own = arrays.get((layer, i), {}).get("bias", np.zeros(config.projection_shapes[i][1]))
         return jnp.asarray(own, jnp.float32)

@@ -34,8 +34,8 @@ class TrainSettings:
       hold_sparsity: with a plan of thresholds, each moves after every step towards its share of dropped channels; see
         `teal_jax.training.sparsity.moved`.
       straight_through: share of its gradient that a channel gets where a gate drops it, in [0, 1]; 1 is Q-Sparse's.
-      attention: `"xla"`, or `"cudnn"`: on a GPU in bfloat16; about a third faster where rows are short and the model
-        small, but it adds in any order, so that a resumed run has the same losses to rounding only.
+      attention: `"xla"`, or `"cudnn"`, on a GPU in bfloat16: less to read and write, but it adds in any order, so that
+        a resumed run has the same losses to rounding only.
       seed: of the order of rows.
     """
 

@@ -57,8 +57,7 @@ def test_biases_change_what_is_read_but_not_the_tokens(rows):
     plain, biased = rows[-2:]
     outputs = sum(d_out for _, d_out in CONFIG.projection_shapes)
     assert biased.bytes_per_token == plain.bytes_per_token + 4 * CONFIG.num_layers * outputs
-    assert biased.realised == plain.realised
-    assert biased.note == plain.note
+    assert biased.note == plain.note  # not: other tokens than the counted run's
 
 
 def test_a_failing_path_leaves_the_other_rows():
